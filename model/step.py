@@ -1,0 +1,158 @@
+"""What crosses between the scheduler and the model: integers, floats and bytes, never a tensor.
+
+The scheduler fills a `StepBatch`, a `Runner` computes it and answers with a `StepOutput`. Nothing in this file
+imports torch, so the whole engine can be driven by a fake runner.
+
+Vocabulary
+    known tokens     prompt ids plus the ids generated so far
+    computed tokens  the prefix of the known tokens whose keys and values are in the KV cache
+    crop             one picture that goes through the vision encoder on its own (overview or slice)
+    crop slot        index of `num_queries` rows in the device's table of encoded crops
+    state slot       index of a running sequence's sampling state (ids seen, penalties) in the runner
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence's next id is chosen from its logits. Greedy when `temperature` is 0.
+
+    Order of work (MiniCPM-V's reference through transformers): repetition penalty, then presence and frequency
+    penalty, temperature, top-k, top-p, softmax, one draw. Penalties see generated ids only; the repetition
+    penalty also sees the implicit start id. Neither ever sees the prompt.
+    """
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """In (0, 1]; 1 keeps everything."""
+    top_k: int | None = None
+    """None keeps everything; ties with the k-th score stay."""
+    repetition_penalty: float = 1.0
+    """> 0; 1 changes nothing."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    num_logprobs: int | None = None
+    """None: no log-probabilities. n >= 0: that of the chosen id and the n best alternatives, of the raw logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateStart:
+    """A sequence takes a state slot in this step; whatever the slot held before is forgotten."""
+
+    state_slot: int
+    sampling: SamplingParams
+    generated_ids: tuple[int, ...]
+    """Ids generated so far: empty for a new sequence, not for one that resumes after a preemption."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeWork:
+    """Run blocks `first_block` up to, not including, `last_block` of the vision tower over one crop.
+
+    A crop may take several steps, so that encoding never holds up decoding for longer than its share of a step.
+    The runner keeps the crop's activations between the steps. When `last_block` equals the number of blocks the
+    final norm and the resampler follow, and the result lies in `crop_slot`, ready for this same step's rows.
+    """
+
+    crop_slot: int
+    width: int
+    """Pixels, a multiple of the patch size."""
+    height: int
+    first_block: int
+    last_block: int
+    pixels: bytes | memoryview
+    """uint8, height x width x 3 in RGB order. Read only when `first_block` is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropRows:
+    """Part of an encoded crop that takes the place of token embeddings in a row of the batch."""
+
+    offset: int
+    """Index into the row's `token_ids` of the first embedding replaced."""
+    crop_slot: int
+    first_query: int
+    """First of the crop's query vectors used here; not 0 when a chunk begins inside the crop's span."""
+    num_queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """This row has reached its last known token: choose the next id."""
+
+    uniform: float
+    """In [0, 1): the point of the cumulative distribution that is taken. Unused by greedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRow:
+    """Known tokens of one sequence that become computed in this step: a prefill chunk, or one token in decode."""
+
+    state_slot: int
+    token_ids: Sequence[int]
+    """Ids at positions `start` .. `start + len(token_ids) - 1`."""
+    start: int
+    """Number of tokens computed before this step."""
+    block_table: Sequence[int]
+    """KV block ids in order of position; covers at least `start + len(token_ids)` positions."""
+    crops: tuple[CropRows, ...]
+    draw: Draw | None
+    """None for a chunk that does not reach the last known token."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One step of work. Encoding comes first, then one forward pass over all rows, then the draws."""
+
+    starts: tuple[StateStart, ...]
+    encode: tuple[EncodeWork, ...]
+    rows: tuple[SequenceRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The id chosen for one row, with log-probabilities (natural logarithm) when they were asked for."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    """(id, log-probability), best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Answers in the order of the batch's rows."""
+
+    sampled: tuple[Sampled | None, ...]
+    """One entry a row; None where the row had no `draw`."""
+    encode_s: float
+    """Seconds spent in the vision encoder during this step."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerInfo:
+    """Sizes that the runner settled on when it was built; the scheduler plans with them."""
+
+    num_kv_blocks: int
+    kv_block_tokens: int
+    num_crop_slots: int
+    num_state_slots: int
+    num_vision_blocks: int
+    device: str
+    dtype: str
+    weight_bytes: int
+    kv_bytes: int
+    load_s: float
+
+
+class Runner(Protocol):
+    """Computes steps. Implementations: `model.runtime.runner.TorchRunner`, and a fake one in the tests."""
+
+    @property
+    def info(self) -> RunnerInfo: ...
+
+    def run(self, batch: StepBatch) -> StepOutput: ...

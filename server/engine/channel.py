@@ -1,0 +1,162 @@
+"""The messages between the API process and the engine process, and how they travel.
+
+Frames on a Unix socket pair: four bytes of length (big endian), then msgpack. No pickle, no open port. Pixels do not
+travel here: they lie in an anonymous shared-memory arena (`server.engine.arena`) that both processes map, and a
+message names their offset.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """First frame, API -> engine: what to load and the limits to keep."""
+
+    model_path: str
+    device: str
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    num_threads: int | None
+    """Threads for torch on a CPU; None: the cores this process may use."""
+    kv_cache_bytes: int | None
+    """None: chosen from the free memory of the device."""
+    max_context_tokens: int | None
+    max_num_sequences: int
+    max_step_tokens: int
+    max_step_vision_blocks: int | None
+    """Tower blocks x crops a step while other sequences decode; None: by device."""
+    num_crop_slots: int
+    arena_bytes: int
+    log_level: str
+    log_format: Literal["text", "json"]
+
+
+class Crop(msgspec.Struct, frozen=True):
+    """One crop's pixels in the arena and where its vectors go in the prompt."""
+
+    offset: int
+    """Bytes from the start of the arena; height x width x 3 bytes of uint8 RGB."""
+    width: int
+    height: int
+    start: int
+    """Position in the prompt of the first of its query tokens."""
+    content_hash: bytes
+    """16 bytes over pixels and size: equal crops are encoded once."""
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """`model.step.SamplingParams` on the wire, field by field."""
+
+    temperature: float
+    top_p: float
+    top_k: int | None
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    num_logprobs: int | None
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """A request: one sequence for each seed, all over the same prompt."""
+
+    request_id: int
+    prompt_ids: list[int]
+    crops: list[Crop]
+    sampling: Sampling
+    seeds: list[int]
+    max_tokens: int
+    eos_id: int | None
+    """None ignores the end id."""
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Forget a sequence (or all of a request's when `choice` is None), at whatever stage it is."""
+
+    request_id: int
+    choice: int | None
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave the loop and exit with status 0."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The model is loaded; the loop runs."""
+
+    device: str
+    dtype: str
+    weight_bytes: int
+    kv_bytes: int
+    num_kv_blocks: int
+    kv_block_tokens: int
+    num_crop_slots: int
+    load_s: float
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    """Loading failed for a reason that a restart will not cure; the process exits after this."""
+
+    reason: str
+
+
+class SampledToken(msgspec.Struct, frozen=True):
+    token_id: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+class Stamps(msgspec.Struct, frozen=True):
+    """Seconds of `time.monotonic`, which both processes read off the same clock."""
+
+    arrived: float
+    scheduled: float
+    first_token: float
+    finished: float
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """New ids of one sequence, or its end, or both."""
+
+    request_id: int
+    choice: int
+    tokens: list[SampledToken]
+    finish_reason: Literal["stop", "length", "failed"] | None
+    """"failed": an error that concerns this request alone; the cause is in the engine's log."""
+    stamps: Stamps | None
+    """With the finish reason."""
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of the engine, and what was added since the last one."""
+
+    num_running: int
+    num_waiting: int
+    num_kv_blocks_used: int
+    num_kv_blocks: int
+    num_crop_slots_used: int
+    preemptions: int
+    """Since the last snapshot, like all that follow."""
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    crops_encoded: int
+    crop_queries: int
+    crop_hits: int
+    encode_s: float
+    memory_bytes: int
+    """Now: resident bytes of the process, or allocated bytes on a CUDA device."""
+    peak_memory_bytes: int
+
+
+class Update(msgspec.Struct, frozen=True, tag=True):
+    """What a step brought. Also sent once a second without news, so that silence means trouble."""
+
+    tokens: list[Tokens]
+    released: list[int]
+    """Arena offsets that the engine will not read again."""
+    stats: Stats | None
+
+
+ToEngine = Submit | Abort | Shutdown
+FromEngine = Ready | StartFailed | Update
