@@ -106,32 +106,32 @@ _FIXED: dict[str, Any] = {
     "model_type": "minicpmv",
 }
 
-# Keys that are read below.
-_READ = {
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "rms_norm_eps",
-    "rope_theta",
-    "scale_emb",
-    "scale_depth",
-    "dim_model_base",
-    "tie_word_embeddings",
-    "max_position_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "vision_encoder",
-    "vision_config",
-    "drop_vision_last_layer",
-    "query_num",
-    "image_size",
-    "slice_mode",
-    "max_slice_nums",
-    "scale_resolution",
-    "patch_size",
+# Keys that are read below, and what they hold.
+_READ: dict[str, type] = {
+    "vocab_size": int,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "num_key_value_heads": int,
+    "intermediate_size": int,
+    "rms_norm_eps": float,
+    "rope_theta": float,
+    "scale_emb": float,
+    "scale_depth": float,
+    "dim_model_base": int,
+    "tie_word_embeddings": bool,
+    "max_position_embeddings": int,
+    "bos_token_id": int,
+    "eos_token_id": int,
+    "vision_encoder": str,
+    "vision_config": dict,
+    "drop_vision_last_layer": bool,
+    "query_num": int,
+    "image_size": int,
+    "slice_mode": bool,
+    "max_slice_nums": int,
+    "scale_resolution": int,
+    "patch_size": int,
 }
 
 # Keys of the official files that inference does not need: bookkeeping, training, and what only other engines read.
@@ -176,23 +176,33 @@ def load_config(folder: Path) -> ModelConfig:
 
 def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """The model's configuration from the parsed `config.json`. Raises ConfigError as `load_config` does."""
-    unknown = sorted(set(raw) - _READ - _IGNORED - set(_FIXED))
+    unknown = sorted(set(raw) - set(_READ) - _IGNORED - set(_FIXED))
     if unknown:
         raise ConfigError(f"config.json has keys this program does not know: {', '.join(unknown)}")
     for key, value in _FIXED.items():
         if raw.get(key, value) != value:
             raise ConfigError(f"config.json: {key} must be {value!r}, found {raw[key]!r}")
+    for key, kind in _READ.items():
+        if key in raw:
+            _check(key, raw[key], kind)
     try:
         return _build(raw)
     except KeyError as err:
         raise ConfigError(f"config.json lacks the key {err.args[0]}") from err
-    except (TypeError, ZeroDivisionError) as err:
-        raise ConfigError(f"config.json: a value has the wrong type or is zero: {err}") from err
+
+
+def _check(key: str, value: Any, kind: type) -> None:
+    """Refuses what is not of the kind (a boolean is no number here), and numbers that are not above zero."""
+    kinds = (int, float) if kind is float else (kind,)
+    if type(value) not in kinds:
+        raise ConfigError(f"config.json: {key} must be of type {kind.__name__}, found {value!r}")
+    if kind in (int, float) and not value > 0:
+        raise ConfigError(f"config.json: {key} must be above zero, found {value!r}")
 
 
 def _build(raw: dict[str, Any]) -> ModelConfig:
     # A 2.0 file says slice_mode true outright; 1.0 has no such key (MODEL facts, section a).
-    sliced = raw.get("slice_mode", False) is True
+    sliced = raw.get("slice_mode", False)
     image_size = raw.get("image_size", 448)
     patch_size = raw.get("patch_size", 14)
     vision = _vision(raw, patch_size)
@@ -250,6 +260,8 @@ def _vision(raw: dict[str, Any], patch_size: int) -> VisionConfig:
     unknown = sorted(set(given) - set(_TOWER_DEFAULTS))
     if unknown:
         raise ConfigError(f"config.json: vision_config has unknown keys: {', '.join(unknown)}")
+    for key, value in given.items():
+        _check(f"vision_config.{key}", value, type(_TOWER_DEFAULTS[key]))
     sizes = _TOWER_DEFAULTS | given
     dropped = 1 if raw.get("drop_vision_last_layer", True) else 0
     hidden = int(sizes["hidden_size"])

@@ -1,0 +1,193 @@
+"""Every setting of the server, once: flag, environment variable, YAML key and secret file are the same field.
+
+Precedence: flag, then environment (`MINICPMV_PORT`), then YAML (`--config FILE`), then a file of that name in
+`MINICPMV_SECRETS_DIR`, then the default here. Nothing else in the program reads the environment.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+from yaml import YAMLError
+
+ENV_PREFIX = "MINICPMV_"
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(value: Any) -> Any:
+    """The number of bytes in texts such as "8GiB", "512 MiB" or "1000000"; anything but a text passes unchanged."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{value!r} is not a size; write for example 512MiB or 8GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+class Settings(BaseSettings):
+    """MiniCPM-V 2.0 and 1.0 behind the OpenAI API."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    config: Path | None = Field(None, description="YAML file with any of these settings")
+
+    # What is served
+    model: str = Field("demo", min_length=1, description="folder with a checkpoint, hub id, or demo")
+    revision: str | None = Field(None, description="revision of a hub id: commit, tag or branch")
+    model_source: Literal["huggingface", "modelscope"] = Field("huggingface", description="where hub ids are found")
+    served_model_name: str | None = Field(None, description="model id that clients see; default: by --model")
+
+    # Where and how it is computed
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and activations")
+    num_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; default: the usable cores")
+    kv_cache_memory: Bytes | None = Field(None, ge=2**20, description="KV cache, as 2GiB; default: by free memory")
+    max_context_tokens: int | None = Field(None, ge=128, description="prompt plus answer; default: the model's 4096")
+    max_num_sequences: int = Field(32, ge=1, le=1024, description="sequences that run together")
+    max_step_tokens: int = Field(512, ge=16, le=65536, description="tokens computed in one engine step at most")
+    max_step_vision_blocks: int | None = Field(
+        None, ge=1, description="vision blocks x crops in a step while others decode; default: by device"
+    )
+    image_cache_crops: int = Field(
+        256, ge=16, le=65536, description="encoded crops kept on the device, 64 vectors each"
+    )
+    image_buffer_memory: Bytes = Field(
+        128 * 2**20, ge=8 * 2**20, description="shared memory for pixels on their way to the engine"
+    )
+    image_threads: int = Field(2, ge=1, le=64, description="threads that decode and slice pictures")
+
+    # The listener
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free port")
+    drain_timeout_s: float = Field(30.0, ge=0, description="seconds that running requests may take after SIGTERM")
+    sse_keep_alive_s: float = Field(15.0, gt=0, description="seconds of silence before a comment is sent in a stream")
+
+    # Who may call
+    api_keys: tuple[SecretStr, ...] = Field((), description='keys that are accepted, as a JSON list: ["key", ...]')
+    api_key_file: Path | None = Field(None, description="file of keys, one a line: KEY, or NAME:SHA256-OF-KEY in hex")
+
+    # What a request may cost
+    max_requests: int = Field(256, ge=1, description="requests in the house, waiting and running; more get a 429")
+    max_body_bytes: Bytes = Field(32 * 2**20, ge=1024, description="request body")
+    client_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="seconds a client may take to send its headers, its body, or to accept a piece of answer",
+    )
+    max_messages: int = Field(256, ge=1, description="messages in a request")
+    max_parts: int = Field(64, ge=1, description="content parts in a message")
+    max_choices: int = Field(8, ge=1, le=128, description="n of a request")
+    max_stop_strings: int = Field(16, ge=0, description="stop strings in a request")
+    max_images: int = Field(8, ge=0, description="pictures in a request")
+    max_image_bytes: Bytes = Field(20 * 2**20, ge=1024, description="one encoded picture")
+    max_image_pixels: int = Field(50_000_000, ge=1, le=178_956_970, description="width x height of one picture")
+    max_image_side: int = Field(20_000, ge=1, description="longer side of a picture in pixels")
+    max_image_aspect: float = Field(400.0, ge=1, description="longer side over shorter side")
+
+    # What a request that says nothing gets
+    sampling_defaults: Literal["vendor", "openai"] = Field("vendor", description="whose sampling defaults apply")
+    special_tokens_in_text: bool = Field(
+        False, description="let special tokens typed in messages act as such; only where every client is trusted"
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_are_not_empty(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not key.get_secret_value().strip() for key in keys):
+            raise ValueError("an API key is empty")
+        return keys
+
+    @model_validator(mode="after")
+    def _one_request_fits_the_image_buffer(self) -> "Settings":
+        # A picture is at most an overview and nine slices, each of about 448 x 448 pixels; thin ones round up.
+        needed = self.max_images * 10 * 448 * 448 * 4
+        if self.image_buffer_memory < needed:
+            raise ValueError(
+                f"image_buffer_memory {self.image_buffer_memory} cannot hold one request of max_images "
+                f"{self.max_images}, which may need {needed} bytes"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - part of the signature; .env files are not read
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources in order of precedence; pydantic-settings puts the command line in front of them."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls), file_secret_settings
+
+
+class InvalidSettings(Exception):
+    """A setting is wrong; the message names it and the reason, one setting a line."""
+
+
+def load_settings(arguments: Sequence[str], *, command: str) -> Settings:
+    """The settings from flags, environment, YAML and secret files.
+
+    Args:
+        arguments: the command line after the command's name.
+        command: the command's name, for `--help`.
+
+    Raises:
+        InvalidSettings: a value is wrong or unknown, or the YAML file or the secrets folder cannot be read.
+        SystemExit: after `--help`, or when a flag is unknown (argparse prints the usage).
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", default=os.environ.get(f"{ENV_PREFIX}CONFIG"))
+    config_file: str | None = finder.parse_known_args(list(arguments))[0].config
+    if config_file is not None and not Path(config_file).is_file():
+        raise InvalidSettings(f"config: there is no file {config_file}")
+    secrets_folder = os.environ.get(f"{ENV_PREFIX}SECRETS_DIR")
+    if secrets_folder is not None and not Path(secrets_folder).is_dir():
+        raise InvalidSettings(f"{ENV_PREFIX}SECRETS_DIR: there is no folder {secrets_folder}")
+
+    class FileSettings(Settings):
+        model_config = SettingsConfigDict(yaml_file=config_file)
+
+    FileSettings.__doc__ = Settings.__doc__
+    try:
+        return FileSettings(
+            _cli_parse_args=list(arguments),
+            _cli_prog_name=f"minicpmv {command}",
+            _cli_kebab_case=True,
+            _cli_implicit_flags=True,
+            _cli_hide_none_type=True,
+            _secrets_dir=secrets_folder,
+        )
+    except ValidationError as err:
+        lines = [f"{_setting_name(error['loc'])}: {error['msg']}" for error in err.errors(include_url=False)]
+        raise InvalidSettings("\n".join(lines)) from err
+    except (SettingsError, YAMLError) as err:
+        raise InvalidSettings(str(err)) from err
+
+
+def _setting_name(location: tuple[int | str, ...]) -> str:
+    return str(location[0]) if location else "settings"
