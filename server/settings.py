@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -19,7 +20,6 @@ from pydantic_settings import (
     SettingsError,
     YamlConfigSettingsSource,
 )
-from yaml import YAMLError
 
 ENV_PREFIX = "MINICPMV_"
 
@@ -163,8 +163,8 @@ def load_settings(arguments: Sequence[str], *, command: str) -> Settings:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", default=os.environ.get(f"{ENV_PREFIX}CONFIG"))
     config_file: str | None = finder.parse_known_args(list(arguments))[0].config
-    if config_file is not None and not Path(config_file).is_file():
-        raise InvalidSettings(f"config: there is no file {config_file}")
+    if config_file is not None:
+        _check_yaml(Path(config_file))
     secrets_folder = os.environ.get(f"{ENV_PREFIX}SECRETS_DIR")
     if secrets_folder is not None and not Path(secrets_folder).is_dir():
         raise InvalidSettings(f"{ENV_PREFIX}SECRETS_DIR: there is no folder {secrets_folder}")
@@ -185,8 +185,20 @@ def load_settings(arguments: Sequence[str], *, command: str) -> Settings:
     except ValidationError as err:
         lines = [f"{_setting_name(error['loc'])}: {error['msg']}" for error in err.errors(include_url=False)]
         raise InvalidSettings("\n".join(lines)) from err
-    except (SettingsError, YAMLError) as err:
+    except SettingsError as err:
         raise InvalidSettings(str(err)) from err
+
+
+def _check_yaml(file: Path) -> None:
+    """Raises InvalidSettings unless the file holds a mapping; the library's own complaint names neither."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise InvalidSettings(f"config: cannot read {file}: {err.strerror}") from err
+    except (UnicodeDecodeError, yaml.YAMLError) as err:
+        raise InvalidSettings(f"config: {file} is not YAML: {err}") from err
+    if not isinstance(content, dict | None):
+        raise InvalidSettings(f"config: {file} must hold settings as `name: value` lines")
 
 
 def _setting_name(location: tuple[int | str, ...]) -> str:

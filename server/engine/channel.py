@@ -5,7 +5,8 @@ travel here: they lie in an anonymous shared-memory arena (`server.engine.arena`
 message names their offset.
 """
 
-from typing import Literal
+import struct
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -160,3 +161,60 @@ class Update(msgspec.Struct, frozen=True, tag=True):
 
 ToEngine = Submit | Abort | Shutdown
 FromEngine = Ready | StartFailed | Update
+
+
+_HEADER = struct.Struct(">I")
+HEADER_BYTES = _HEADER.size
+MAX_FRAME_BYTES = 16 * 2**20
+"""Far above any message we send: a larger length means that the two sides have lost step."""
+
+_Message = TypeVar("_Message")
+
+_encoder = msgspec.msgpack.Encoder()
+_config_decoder = msgspec.msgpack.Decoder(EngineConfig)
+_to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+class ChannelError(Exception):
+    """What arrived is not a frame of this protocol."""
+
+
+def encode_frame(message: EngineConfig | ToEngine | FromEngine) -> bytes:
+    """Length and payload of one message, ready to be sent.
+
+    Raises:
+        ChannelError: the message is larger than a frame may be.
+    """
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ChannelError(f"a message of {len(payload)} bytes is larger than the limit of {MAX_FRAME_BYTES}")
+    return _HEADER.pack(len(payload)) + payload
+
+
+def payload_size(header: bytes) -> int:
+    """Bytes that follow a frame's header. Raises ChannelError for more than a frame may have."""
+    (size,) = _HEADER.unpack(header)
+    if size > MAX_FRAME_BYTES:
+        raise ChannelError(f"a frame claims {size} bytes; the limit is {MAX_FRAME_BYTES}")
+    return int(size)
+
+
+def decode_config(payload: bytes) -> EngineConfig:
+    """The first frame's content. Raises ChannelError when it is anything else, like the two below."""
+    return _decode(_config_decoder, payload)
+
+
+def decode_to_engine(payload: bytes) -> ToEngine:
+    return _decode(_to_engine_decoder, payload)
+
+
+def decode_from_engine(payload: bytes) -> FromEngine:
+    return _decode(_from_engine_decoder, payload)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_Message], payload: bytes) -> _Message:
+    try:
+        return decoder.decode(payload)
+    except msgspec.DecodeError as err:  # ValidationError, its subclass, included
+        raise ChannelError(f"a frame of {len(payload)} bytes holds no known message: {err}") from err

@@ -1,0 +1,56 @@
+# Every command sets up .venv first (scripts/bootstrap.py); once that is done it costs nothing.
+#
+#   PYTHON       the Python to make .venv with, 3.11 or newer
+#   TORCH_INDEX  a package index to search besides for torch; https://download.pytorch.org/whl/cpu saves gigabytes
+#                on a machine without a GPU
+#   ARGS         more arguments for the command
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV_PYTHON := .venv/bin/python
+BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev serve test check lint types unit format docs lock
+
+help: ## Show the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+serve: setup ## Serve a model: make serve ARGS="--model PATH --port N"
+	@exec .venv/bin/minicpmv serve $(ARGS)
+
+test: lint types ## Check format, lint and types, run all tests, check coverage (CI runs this)
+	$(VENV_PYTHON) -m coverage run -m pytest $(ARGS)
+	$(VENV_PYTHON) -m coverage report
+
+check: test ## The same as make test
+
+lint: setup-dev ## Check format and lint
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+
+types: setup-dev ## Check types
+	$(VENV_PYTHON) -m mypy
+
+unit: setup-dev ## Run the quick tests: no server, no weights
+	$(VENV_PYTHON) -m pytest tests/unit $(ARGS)
+
+format: setup-dev ## Put the code into its format
+	$(VENV_PYTHON) -m ruff format .
+	$(VENV_PYTHON) -m ruff check --fix .
+
+docs: setup-dev ## Write the parts of docs/ that come from the code
+	$(VENV_PYTHON) scripts/settings_table.py
+
+lock: setup-dev ## Pin the versions in constraints.txt anew: make lock ARGS=--upgrade for newer ones
+	$(VENV_PYTHON) -m pip install --quiet uv
+	$(VENV_PYTHON) -m uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras \
+	    --annotation-style line --custom-compile-command "make lock" --output-file constraints.txt --quiet $(ARGS)
+
+setup:
+	@$(BOOTSTRAP)
+
+setup-dev:
+	@$(BOOTSTRAP) --extra dev

@@ -1,0 +1,178 @@
+"""Computes steps with torch: the implementation of `model.step.Runner` behind the engine."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from model.nn.attention.base import LayerCache
+from model.nn.minicpmv import MiniCPMV
+from model.runtime.crop_encoder import CropEncoder
+from model.runtime.device import choose_device, free_memory_bytes, usable_cores
+from model.runtime.kv_cache import BLOCK_TOKENS, allocate_layers, block_bytes
+from model.runtime.loading import load_model
+from model.runtime.memory_plan import Limits, dtype_name, plan_kv_blocks
+from model.runtime.packing import pack_rows
+from model.runtime.sampler import Sampler
+from model.step import RunnerInfo, Sampled, SequenceRow, StepBatch, StepOutput
+
+# Crops of one size that share a pass: a few fill a GPU; on a CPU the activations of two no longer fit into the caches.
+_MAX_CROPS_PER_PASS = {"cuda": 4, "cpu": 1}
+# On a GPU sequences decode in few calls, padded to the longest; on a CPU the padding costs more than the calls.
+_MAX_GROUP_KEYS = {"cuda": 8192, "cpu": 0}
+
+
+class TorchRunner:
+    """See `model.step.Runner`. One engine loop drives it, from one thread."""
+
+    def __init__(
+        self,
+        model: MiniCPMV,
+        encoder: CropEncoder,
+        sampler: Sampler,
+        caches: tuple[LayerCache, ...],
+        limits: Limits,
+        info: RunnerInfo,
+    ) -> None:
+        self._model = model
+        self._encoder = encoder
+        self._sampler = sampler
+        self._caches = caches
+        self._limits = limits
+        self._info = info
+        self._device = model.language.embedding.device
+
+    @property
+    def info(self) -> RunnerInfo:
+        return self._info
+
+    @torch.inference_mode()
+    def run(self, batch: StepBatch) -> StepOutput:
+        """Encode, compute the rows' tokens, draw; see `model.step.StepBatch`."""
+        self._check(batch)
+        for start in batch.starts:
+            self._sampler.start(start)
+        encode_s = self._encode(batch)
+        sampled = self._compute(batch.rows) if batch.rows else ()
+        return StepOutput(sampled=sampled, encode_s=encode_s)
+
+    def _encode(self, batch: StepBatch) -> float:
+        if not batch.encode:
+            return 0.0
+        began_s = time.perf_counter()
+        self._encoder.run(batch.encode)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - began_s
+
+    def _compute(self, rows: Sequence[SequenceRow]) -> tuple[Sampled | None, ...]:
+        packed = pack_rows(
+            rows,
+            num_queries=self._model.config.resampler.num_queries,
+            max_group_keys=self._limits.max_group_keys,
+            device=self._device,
+        )
+        vectors_ID = self._encoder.vectors(packed.image_rows)
+        h_TD = self._model.embed(packed.token_ids, packed.image_tokens, vectors_ID)
+        h_TD = self._model.language(h_TD, packed.positions, self._caches, packed.plan)
+        draws = [(row.state_slot, row.draw.uniform) for row in rows if row.draw is not None]
+        if not draws:
+            return (None,) * len(rows)
+        logits_RV = self._model.language.logits(h_TD[packed.drawn_tokens])
+        slots, uniforms = zip(*draws, strict=True)
+        sampled = iter(self._sampler.draw(logits_RV, slots, uniforms))
+        return tuple(None if row.draw is None else next(sampled) for row in rows)
+
+    def _check(self, batch: StepBatch) -> None:
+        """A row that points outside would read or write another sequence's data; only our own bug can make one."""
+        config, info = self._model.config, self._info
+        for work in batch.encode:
+            assert 0 <= work.crop_slot < info.num_crop_slots
+            assert 0 <= work.first_block < work.last_block <= info.num_vision_blocks
+        for row in batch.rows:
+            end = row.start + len(row.token_ids)
+            assert 0 <= row.start < end <= self._limits.max_context_tokens
+            assert end <= len(row.block_table) * info.kv_block_tokens
+            assert all(0 <= block < info.num_kv_blocks for block in row.block_table)
+            assert all(0 <= token < config.language.vocab_size for token in row.token_ids)
+            assert 0 <= row.state_slot < info.num_state_slots
+            for crop in row.crops:
+                assert 0 <= crop.crop_slot < info.num_crop_slots
+                assert 0 <= crop.first_query < crop.first_query + crop.num_queries <= config.resampler.num_queries
+                assert 0 <= crop.offset <= len(row.token_ids) - crop.num_queries
+
+
+def build_runner(
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    num_threads: int | None,
+    kv_cache_bytes: int | None,
+    max_context_tokens: int | None,
+    max_num_sequences: int,
+    max_step_tokens: int,
+    num_crop_slots: int,
+    progress: Callable[[int, int], None],
+) -> TorchRunner:
+    """A runner with its weights loaded and all lasting memory taken.
+
+    Args:
+        folder: an official checkpoint: config.json and safetensors.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        num_threads: threads for torch on a CPU; None takes the cores that this process may use.
+        kv_cache_bytes: None takes what is free, less what a step needs.
+        max_context_tokens: None takes the model's own limit.
+        max_num_sequences: sequences that run at a time.
+        max_step_tokens: tokens that a step computes at the most.
+        num_crop_slots: encoded crops that are kept.
+        progress: called while the weights load, with the bytes read and the bytes there are.
+
+    Raises:
+        ConfigError: config.json is missing, or asks for something not implemented.
+        RunnerStartError: the files are damaged, the device is not there, or the memory does not suffice.
+    """
+    began_s = time.perf_counter()
+    where = choose_device(device)
+    if where.type == "cpu":
+        torch.set_num_threads(num_threads or usable_cores())
+    model = load_model(folder, device=where, dtype=dtype, progress=progress)
+    config = model.config
+    limits = Limits(
+        max_context_tokens=max_context_tokens or config.max_context_tokens,
+        max_num_sequences=max_num_sequences,
+        max_step_tokens=max_step_tokens,
+        num_crop_slots=num_crop_slots,
+        max_crops_per_pass=_MAX_CROPS_PER_PASS[where.type],
+        max_group_keys=_MAX_GROUP_KEYS[where.type],
+    )
+    encoder = CropEncoder(model, num_crop_slots=num_crop_slots, max_crops_per_pass=limits.max_crops_per_pass)
+    sampler = Sampler(
+        num_slots=max_num_sequences,
+        vocab_size=config.language.vocab_size,
+        start_id=config.bos_id,
+        device=where,
+    )
+    weight = model.language.embedding
+    num_blocks = plan_kv_blocks(config, weight.dtype, where, limits, kv_cache_bytes, free_memory_bytes(where))
+    caches = allocate_layers(config.language, num_blocks, weight.dtype, where)
+    info = _describe(model, limits, num_blocks, time.perf_counter() - began_s)
+    return TorchRunner(model, encoder, sampler, caches, limits, info)
+
+
+def _describe(model: MiniCPMV, limits: Limits, num_blocks: int, load_s: float) -> RunnerInfo:
+    weight = model.language.embedding
+    return RunnerInfo(
+        num_kv_blocks=num_blocks,
+        kv_block_tokens=BLOCK_TOKENS,
+        num_crop_slots=limits.num_crop_slots,
+        num_state_slots=limits.max_num_sequences,
+        num_vision_blocks=model.config.vision.num_blocks,
+        device=str(weight.device),
+        dtype=dtype_name(weight.dtype),
+        weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+        kv_bytes=num_blocks * block_bytes(model.config.language, weight.dtype),
+        load_s=load_s,
+    )

@@ -1,0 +1,173 @@
+"""From scores to ids, by each sequence's own parameters and the ids it has generated.
+
+Axes: R rows, V vocabulary, K candidates of a row.
+
+Order of work, as the reference's through transformers: repetition penalty, presence and frequency penalty,
+temperature, top-k, top-p, softmax, one draw. All in float32 but the cumulative sum of the draw.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.step import Sampled, SamplingParams, StateStart
+
+
+class Sampler:
+    """Draws ids, and counts them per state slot where a penalty needs to know."""
+
+    def __init__(self, *, num_slots: int, vocab_size: int, start_id: int, device: torch.device) -> None:
+        """
+        Args:
+            start_id: the id that the reference's sequence of generated ids begins with: the repetition penalty sees
+                it, though nobody generated it.
+        """
+        self._params = [SamplingParams()] * num_slots
+        self._start_id = start_id
+        # 16 bits hold the longest context; half a megabyte for two slots of the official vocabulary.
+        self._counts_SV = torch.zeros(num_slots, vocab_size, dtype=torch.int16, device=device)
+
+    def start(self, start: StateStart) -> None:
+        """Give the slot to a sequence."""
+        self._params[start.state_slot] = start.sampling
+        if _has_penalty(start.sampling):
+            counts_V = self._counts_SV[start.state_slot]
+            generated = torch.tensor(start.generated_ids, dtype=torch.int64, device=counts_V.device)
+            counts_V.copy_(torch.bincount(generated, minlength=len(counts_V)))
+
+    def draw(self, logits_RV: Tensor, slots: Sequence[int], uniforms: Sequence[float]) -> list[Sampled]:
+        """One id for each row.
+
+        Args:
+            logits_RV: float32 scores.
+            slots: each row's state slot, every slot at most once.
+            uniforms: each row's point in [0, 1) of the cumulative distribution.
+        """
+        params = [self._params[slot] for slot in slots]
+        scores_RV = self.penalised(logits_RV, slots)
+        ids_R = scores_RV.argmax(-1)
+        random = [row for row, p in enumerate(params) if p.temperature > 0]
+        # Rows with top-k need few candidates, the others the whole vocabulary: two calls at the most.
+        for rows in (
+            [r for r in random if params[r].top_k is not None],
+            [r for r in random if params[r].top_k is None],
+        ):
+            if rows:
+                ids_RK, probabilities_RK = distribution(scores_RV[rows], [params[row] for row in rows])
+                points = torch.tensor([uniforms[row] for row in rows], dtype=torch.float64, device=logits_RV.device)
+                ids_R[rows] = ids_RK.gather(1, _invert(probabilities_RK, points)).squeeze(1)
+        self._count(ids_R, slots)
+        return _report(logits_RV, ids_R, params)
+
+    def penalised(self, logits_RV: Tensor, slots: Sequence[int]) -> Tensor:
+        """The scores after the penalties of their slots' sequences."""
+        rows = [row for row, slot in enumerate(slots) if _has_penalty(self._params[slot])]
+        if not rows:
+            return logits_RV
+        params = [self._params[slots[row]] for row in rows]
+        repetition_R1 = _column([p.repetition_penalty for p in params], logits_RV)
+        presence_R1 = _column([p.presence_penalty for p in params], logits_RV)
+        frequency_R1 = _column([p.frequency_penalty for p in params], logits_RV)
+        counts_RV = self._counts_SV[[slots[row] for row in rows]]
+        generated_RV = counts_RV > 0
+        seen_RV = generated_RV.clone()
+        seen_RV[:, self._start_id] = True
+        scores_RV = logits_RV[rows]
+        lowered_RV = torch.where(scores_RV < 0, scores_RV * repetition_R1, scores_RV / repetition_R1)
+        scores_RV = torch.where(seen_RV, lowered_RV, scores_RV)
+        scores_RV -= presence_R1 * generated_RV + frequency_R1 * counts_RV
+        result_RV = logits_RV.clone()
+        result_RV[rows] = scores_RV
+        return result_RV
+
+    def _count(self, ids_R: Tensor, slots: Sequence[int]) -> None:
+        rows = [row for row, slot in enumerate(slots) if _has_penalty(self._params[slot])]
+        if rows:
+            self._counts_SV[[slots[row] for row in rows], ids_R[rows]] += 1
+
+
+def _has_penalty(params: SamplingParams) -> bool:
+    return (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+
+
+def distribution(scores_RV: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
+    """The ids that may be drawn and their probabilities, both [R, K], in ascending order of id.
+
+    The order of ids is the order of the cumulative distribution. By id and not by score, so that two scores that
+    change places by a rounding move the borders by a rounding too.
+
+    Args:
+        scores_RV: after the penalties.
+        params: with a temperature above 0; either all with a top_k or all without.
+    """
+    # The best score becomes 0 before the division: a tiny temperature then gives -inf for the others, never NaN.
+    temperature_R1 = _column([p.temperature for p in params], scores_RV).clamp_min(torch.finfo(torch.float32).tiny)
+    scores_RK = (scores_RV - scores_RV.amax(-1, keepdim=True)) / temperature_R1
+    top_k = [p.top_k for p in params if p.top_k is not None]
+    if top_k:
+        scores_RK, ids_RK = _keep_best(scores_RK, top_k)
+    else:
+        ids_RK = torch.arange(scores_RK.shape[1], device=scores_RK.device).expand_as(scores_RK)
+    if any(p.top_p < 1 for p in params):
+        scores_RK = _keep_nucleus(scores_RK, _column([p.top_p for p in params], scores_RK))
+    return ids_RK, scores_RK.softmax(-1)
+
+
+def _keep_best(scores_RV: Tensor, top_k: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The scores not below each row's k-th best and their ids, ascending by id, filled up with -inf."""
+    wanted_R1 = torch.tensor(top_k, device=scores_RV.device).clamp_max(scores_RV.shape[1])[:, None]
+    best_RK = scores_RV.topk(int(wanted_R1.max())).values
+    lowest_R1 = best_RK.gather(1, wanted_R1 - 1)
+    # Ties with the k-th stay, so there may be more than k. None are where a row is not a number; one is kept then, so
+    # that a sequence whose scores overflowed does not take the others of its batch down.
+    num_kept = max(1, int((scores_RV >= lowest_R1).sum(1).max()))
+    kept_RK, ids_RK = scores_RV.topk(num_kept)
+    ids_RK, by_id_RK = ids_RK.sort(1)
+    kept_RK = kept_RK.gather(1, by_id_RK)
+    return kept_RK.masked_fill(kept_RK < lowest_R1, -torch.inf), ids_RK
+
+
+def _keep_nucleus(scores_RK: Tensor, top_p_R1: Tensor) -> Tensor:
+    """The scores with those outside the nucleus at -inf.
+
+    From the least probable up, ids are dropped while their probabilities sum to at most 1 - top_p; the best always
+    stays. Of equal ones the higher id goes first, so that a tiny top_p chooses what greedy does.
+    Source: transformers 4.36, TopPLogitsWarper, which leaves the order of equal ones to chance.
+    """
+    descending_RK, order_RK = scores_RK.sort(dim=-1, descending=True, stable=True)
+    ascending_RK, order_RK = descending_RK.flip(-1), order_RK.flip(-1)
+    dropped_RK = ascending_RK.softmax(-1).cumsum(-1) <= 1 - top_p_R1
+    dropped_RK[:, -1] = False
+    return scores_RK.masked_fill(torch.zeros_like(dropped_RK).scatter(1, order_RK, dropped_RK), -torch.inf)
+
+
+def _invert(probabilities_RK: Tensor, points_R: Tensor) -> Tensor:
+    """Index [R, 1] of the first candidate at which the cumulative distribution exceeds the point."""
+    # In float64: over a hundred thousand candidates float32 would lose the small ones.
+    cumulative_RK = probabilities_RK.cumsum(-1, dtype=torch.float64)
+    total_R1 = cumulative_RK[:, -1:]
+    # The second condition holds where rounding lifts the point to the total: the last candidate above 0 is taken.
+    passed_RK = (cumulative_RK <= points_R[:, None] * total_R1) & (cumulative_RK < total_R1)
+    return passed_RK.sum(-1, keepdim=True)
+
+
+def _report(logits_RV: Tensor, ids_R: Tensor, params: Sequence[SamplingParams]) -> list[Sampled]:
+    """The ids with the log-probabilities, of the raw scores, that were asked for."""
+    ids = ids_R.tolist()
+    sampled = [Sampled(token_id=token_id, logprob=None, top=()) for token_id in ids]
+    rows = [row for row, p in enumerate(params) if p.num_logprobs is not None]
+    if not rows:
+        return sampled
+    logprobs_RV = logits_RV[rows].log_softmax(-1)
+    chosen = logprobs_RV.gather(1, ids_R[rows][:, None]).squeeze(1).tolist()
+    most = max(params[row].num_logprobs or 0 for row in rows)
+    values, indices = (found.tolist() for found in logprobs_RV.topk(most))
+    for i, row in enumerate(rows):
+        best = tuple(zip(indices[i], values[i], strict=True))[: params[row].num_logprobs]
+        sampled[row] = Sampled(token_id=ids[row], logprob=chosen[i], top=best)
+    return sampled

@@ -1,0 +1,95 @@
+"""`POST /v1/chat/completions`."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import ValidationError
+
+from server.api.admission import Admission
+from server.api.connection import read_json_body, while_connected
+from server.api.convert import to_generation_request
+from server.api.errors import invalid_body, json_response
+from server.api.protocol import ChatCompletionRequest
+from server.api.record import RequestRecord
+from server.api.render import Reply, stream_frames, whole_completion
+from server.api.sse import EventStream
+from server.engine.client import Engine
+from server.engine.prepare import PreparedRequest
+from server.metrics import Metrics
+from server.request import GenerationRequest, ModelInfo
+from server.settings import Settings
+from server.version import VERSION
+
+_INLINE_BYTES = 64 * 1024
+"""Bodies up to this are parsed on the event loop, in well under a millisecond; larger ones in a thread."""
+
+
+def chat_router(*, settings: Settings, engine: Engine, admission: Admission, metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    async def permit() -> AsyncIterator[None]:
+        # FastAPI leaves this block when the last byte of the answer is sent, streamed or not.
+        with admission.permit():
+            yield
+
+    @router.post("/v1/chat/completions", dependencies=[Depends(permit)])
+    async def create_chat_completion(http: Request) -> Response:
+        body = await read_json_body(http, max_bytes=settings.max_body_bytes, timeout_s=settings.client_timeout_s)
+        wire, prepared = await while_connected(http.receive, _prepare(body, engine, settings))
+        reply = _reply(wire, prepared, engine.model)
+        record = RequestRecord(
+            metrics,
+            completion_id=reply.completion_id,
+            arrived_s=http.state.arrived_s,
+            usage=prepared.usage,
+            stream=bool(wire.stream),
+        )
+        events = record.observe(engine.stream(prepared))
+        if wire.stream:
+            return EventStream(
+                stream_frames(reply, events),
+                keep_alive_s=settings.sse_keep_alive_s,
+                send_timeout_s=settings.client_timeout_s,
+                on_error=metrics.on_stream_error,
+            )
+        completion = await while_connected(http.receive, whole_completion(reply, events))
+        return json_response(completion)
+
+    return router
+
+
+async def _prepare(body: bytes, engine: Engine, settings: Settings) -> tuple[ChatCompletionRequest, PreparedRequest]:
+    model = engine.model
+    if len(body) <= _INLINE_BYTES:
+        wire, request = _parse(body, model, settings)
+    else:
+        wire, request = await asyncio.to_thread(_parse, body, model, settings)
+    return wire, await engine.prepare(request)
+
+
+def _parse(body: bytes, model: ModelInfo, settings: Settings) -> tuple[ChatCompletionRequest, GenerationRequest]:
+    try:
+        wire = ChatCompletionRequest.model_validate_json(body, context=settings)
+    except ValidationError as err:
+        raise invalid_body(err) from err
+    request_id = f"chatcmpl-{uuid.uuid4().hex}"
+    return wire, to_generation_request(wire, request_id=request_id, model=model, settings=settings)
+
+
+def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelInfo) -> Reply:
+    return Reply(
+        completion_id=prepared.request.request_id,
+        created_s=int(time.time()),
+        model_id=model.model_id,
+        system_fingerprint=f"minicpmv-{VERSION}",
+        num_choices=prepared.request.num_choices,
+        usage=prepared.usage,
+        prompt_ids=prepared.prompt_ids,
+        include_usage=wire.stream_options is not None and bool(wire.stream_options.include_usage),
+        has_logprobs=bool(wire.logprobs),
+        has_token_ids=bool(wire.return_token_ids),
+        names_tier=wire.service_tier is not None,
+    )

@@ -1,0 +1,122 @@
+"""Pure functions from a validated wire request to a GenerationRequest."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from server.api.images import image_limits, read_image
+from server.api.protocol import (
+    LIMIT_EXCEEDED,
+    UNSUPPORTED_VALUE,
+    AssistantMessage,
+    ChatCompletionRequest,
+    ImagePart,
+    SystemMessage,
+    TextPart,
+    UserMessage,
+)
+from server.errors import InvalidRequest, NotFound
+from server.request import GenerationRequest, ImageInput, Message, ModelInfo
+from server.settings import Settings
+
+_WireMessage = SystemMessage | UserMessage | AssistantMessage
+
+
+def to_generation_request(
+    wire: ChatCompletionRequest, *, request_id: str, model: ModelInfo, settings: Settings
+) -> GenerationRequest:
+    """The request in the engine's words. Decodes base64 text: run it off the event loop where pictures are large.
+
+    Raises:
+        NotFound: the request names another model.
+        InvalidRequest: too many pictures, or pictures where there can be none.
+        InvalidImage: a picture cannot be accepted.
+    """
+    if wire.model != model.model_id:
+        raise NotFound(
+            f"there is no model {wire.model[:200]!r}; this server has {model.model_id!r}",
+            param="model",
+            code="model_not_found",
+        )
+    _check_pictures(wire.messages, settings.max_images)
+    return GenerationRequest(
+        request_id=request_id,
+        messages=fold_system_text(wire.messages, settings),
+        sampling=replace(model.default_sampling, **_given_sampling(wire)),
+        max_tokens=wire.max_tokens if wire.max_tokens is not None else wire.max_completion_tokens,
+        seed=wire.seed,
+        num_choices=wire.n or 1,
+        stop=tuple(wire.stop or ()),
+        ignore_eos=bool(wire.ignore_eos),
+    )
+
+
+def fold_system_text(messages: Sequence[_WireMessage], settings: Settings) -> tuple[Message, ...]:
+    """The turns of the conversation. The model knows no system turn: such text goes in front of the first user turn.
+
+    All system and developer messages, wherever they stand, are joined by newlines, and so are they and the user's
+    text. Without any user turn the system text becomes one, at the front.
+    """
+    system = [_text(message) for message in messages if isinstance(message, SystemMessage)]
+    turns = [
+        Message(role=message.role, text=_text(message), images=_images(message, number, settings))
+        for number, message in enumerate(messages)
+        if not isinstance(message, SystemMessage)
+    ]
+    if system:
+        first_user = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
+        if first_user is None:
+            turns.insert(0, Message(role="user", text="\n".join(system)))
+        else:
+            folded = "\n".join([*system, turns[first_user].text])
+            turns[first_user] = replace(turns[first_user], text=folded)
+    return tuple(turns)
+
+
+def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
+    """Settles what needs no decoding before the first picture is decoded."""
+    num_images = 0
+    for number, message in enumerate(messages):
+        for place, part in enumerate(message.content):
+            if not isinstance(part, ImagePart):
+                continue
+            if not isinstance(message, UserMessage):
+                param = f"messages[{number}].content[{place}]"
+                raise InvalidRequest(
+                    f"{param}: pictures can stand in user messages only", param=param, code=UNSUPPORTED_VALUE
+                )
+            num_images += 1
+    if num_images > max_images:
+        raise InvalidRequest(
+            f"the request has {num_images} pictures; the limit is {max_images}", param="messages", code=LIMIT_EXCEEDED
+        )
+
+
+def _text(message: _WireMessage) -> str:
+    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def _images(message: _WireMessage, number: int, settings: Settings) -> tuple[ImageInput, ...]:
+    limits = image_limits(settings)
+    return tuple(
+        read_image(part.image_url.url, limits, param=f"messages[{number}].content[{place}].image_url.url")
+        for place, part in enumerate(message.content)
+        if isinstance(part, ImagePart)
+    )
+
+
+def _given_sampling(wire: ChatCompletionRequest) -> dict[str, Any]:
+    """The sampling fields that the request names; all others keep the model's defaults."""
+    given: dict[str, Any] = {
+        "temperature": wire.temperature,
+        "top_p": wire.top_p,
+        "repetition_penalty": wire.repetition_penalty,
+        "presence_penalty": wire.presence_penalty,
+        "frequency_penalty": wire.frequency_penalty,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if wire.top_k is not None:
+        given["top_k"] = wire.top_k if wire.top_k > 0 else None
+    if wire.logprobs:
+        given["num_logprobs"] = wire.top_logprobs or 0
+    return given

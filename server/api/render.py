@@ -1,0 +1,169 @@
+"""From token events to OpenAI's JSON: the chunks of a stream, or one whole completion."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.api.sse import DONE, frame
+from server.request import FinishReason, TokenEvent, TokenLogprob, Usage
+
+_LOWEST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say; OpenAI uses the same number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What every chunk of one answer, or the whole of it, is made with."""
+
+    completion_id: str
+    created_s: int
+    """Unix time."""
+    model_id: str
+    system_fingerprint: str
+    num_choices: int
+    usage: Usage
+    prompt_ids: tuple[int, ...]
+    include_usage: bool = False
+    """The stream ends with a chunk of usage, and all others say `usage: null`."""
+    has_logprobs: bool = False
+    has_token_ids: bool = False
+    names_tier: bool = False
+    """The request named a service tier; the answer says which it got."""
+
+
+async def stream_frames(reply: Reply, events: AsyncGenerator[TokenEvent, None]) -> AsyncGenerator[bytes, None]:
+    """The events of the stream, framed, each choice's role first, `[DONE]` last. Closes `events`."""
+    completion_tokens = [0] * reply.num_choices
+    has_begun = False
+    async with aclosing(events):
+        async for event in events:
+            if not has_begun:
+                has_begun = True
+                for choice in range(reply.num_choices):
+                    yield frame(_role_chunk(reply, choice))
+            completion_tokens[event.choice] = event.num_tokens
+            if event.text or event.logprobs or (reply.has_token_ids and event.token_ids):
+                yield frame(_chunk(reply, [_delta(reply, event)]))
+            if event.finish_reason is not None:
+                yield frame(_chunk(reply, [_choice(event.choice, {}, finish_reason=event.finish_reason)]))
+    if reply.include_usage:
+        yield frame(_chunk(reply, []) | {"usage": usage_object(reply.usage, sum(completion_tokens))})
+    yield DONE
+
+
+async def whole_completion(reply: Reply, events: AsyncGenerator[TokenEvent, None]) -> dict[str, Any]:
+    """The `chat.completion` object. Closes `events`."""
+    answers = [_Answer() for _ in range(reply.num_choices)]
+    async with aclosing(events):
+        async for event in events:
+            answers[event.choice].add(event)
+    completion = _head(reply, "chat.completion") | {
+        "choices": [_whole_choice(reply, number, answer) for number, answer in enumerate(answers)],
+        "usage": usage_object(reply.usage, sum(answer.num_tokens for answer in answers)),
+    }
+    if reply.has_token_ids:
+        completion["prompt_token_ids"] = reply.prompt_ids
+    return completion
+
+
+def usage_object(usage: Usage, completion_tokens: int) -> dict[str, Any]:
+    """OpenAI's fields first, then what only a server of pictures has to tell."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": usage.prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": 0,
+            "image_tokens": usage.image_tokens,
+            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+            "num_images": usage.num_images,
+            "num_crops": usage.num_crops,
+            "image_pixels": usage.image_pixels,
+        },
+    }
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One choice while it is put together."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+    def add(self, event: TokenEvent) -> None:
+        self.texts.append(event.text)
+        self.token_ids += event.token_ids
+        self.logprobs += event.logprobs
+        self.num_tokens = event.num_tokens
+        self.finish_reason = event.finish_reason or self.finish_reason
+
+
+def _head(reply: Reply, kind: str) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "id": reply.completion_id,
+        "object": kind,
+        "created": reply.created_s,
+        "model": reply.model_id,
+        "system_fingerprint": reply.system_fingerprint,
+    }
+    if reply.names_tier:
+        head["service_tier"] = "default"
+    return head
+
+
+def _whole_choice(reply: Reply, number: int, answer: _Answer) -> dict[str, Any]:
+    choice = {
+        "index": number,
+        "message": {"role": "assistant", "content": "".join(answer.texts), "refusal": None},
+        "logprobs": _logprobs(answer.logprobs) if reply.has_logprobs else None,
+        "finish_reason": answer.finish_reason,
+    }
+    if reply.has_token_ids:
+        choice["token_ids"] = answer.token_ids
+    return choice
+
+
+def _chunk(reply: Reply, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    chunk = _head(reply, "chat.completion.chunk") | {"choices": choices}
+    if reply.include_usage:
+        chunk["usage"] = None
+    return chunk
+
+
+def _choice(index: int, delta: dict[str, Any], *, finish_reason: FinishReason | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _role_chunk(reply: Reply, choice: int) -> dict[str, Any]:
+    chunk = _chunk(reply, [_choice(choice, {"role": "assistant", "content": ""})])
+    if reply.has_token_ids and choice == 0:
+        chunk["prompt_token_ids"] = reply.prompt_ids
+    return chunk
+
+
+def _delta(reply: Reply, event: TokenEvent) -> dict[str, Any]:
+    choice = _choice(event.choice, {"content": event.text})
+    if reply.has_logprobs:
+        choice["logprobs"] = _logprobs(event.logprobs)
+    if reply.has_token_ids:
+        choice["token_ids"] = event.token_ids
+    return choice
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "content": [
+            _logprob(token.text, token.data, token.logprob)
+            | {"top_logprobs": [_logprob(text, data, logprob) for text, data, logprob in token.top]}
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _logprob(text: str, data: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": max(logprob, _LOWEST_LOGPROB), "bytes": list(data)}

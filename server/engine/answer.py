@@ -1,0 +1,145 @@
+"""The answer to one request as it arrives: sampled ids in, token events out, one for each choice and wake-up.
+
+However many updates of a choice wait when the reader comes round, they leave as one event: a slow client costs
+larger events, not more of them.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from model.tokenizer import Tokenizer
+from server.engine.channel import SampledToken, Stamps, Tokens
+from server.engine.detokenizer import Detokenizer
+from server.errors import ApiError, InternalError
+from server.request import FinishReason, GenerationRequest, Timings, TokenEvent, TokenLogprob
+
+
+class Answer:
+    """All choices of one request. `put` and `fail` fill it, one reader alternates `wait` and `events`."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer, abort_choice: Callable[[int], None]) -> None:
+        """`abort_choice` is called when a stop string ends a choice that the engine still works on."""
+        self._choices = [Choice(index, request, tokenizer) for index in range(request.num_choices)]
+        self._abort_choice = abort_choice
+        self._news = asyncio.Event()
+        self._error: ApiError | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return all(choice.is_finished for choice in self._choices)
+
+    def put(self, tokens: Tokens) -> None:
+        if tokens.finish_reason == "failed":
+            self.fail(InternalError("the engine could not finish this request"))
+            return
+        self._choices[tokens.choice].put(tokens)
+        self._news.set()
+
+    def fail(self, error: ApiError) -> None:
+        """The reader gets what has arrived, then this."""
+        self._error = error
+        self._news.set()
+
+    async def wait(self) -> None:
+        """Returns when there is something new."""
+        await self._news.wait()
+        self._news.clear()
+
+    def events(self) -> Iterator[TokenEvent]:
+        """What has arrived since the last time, at most one event a choice.
+
+        Raises:
+            EngineUnavailable, InternalError: the answer failed, after its last events.
+        """
+        for choice in self._choices:
+            event = choice.next_event()
+            if choice.needs_abort:
+                choice.needs_abort = False
+                self._abort_choice(choice.index)
+            if event is not None:
+                yield event
+        if self._error is not None and not self.is_finished:
+            raise self._error
+
+
+class Choice:
+    """One choice: its text so far, and which ids may be shown."""
+
+    def __init__(self, index: int, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, request.stop)
+        self._hides_end = not request.ignore_eos
+        self._updates: list[Tokens] = []
+        """Not yet looked at."""
+        self._held: deque[SampledToken] = deque()
+        """Their text is not certain yet; one that turns out to belong to a stop string is never shown."""
+        self._num_tokens = 0
+        self.is_finished = False
+        self.needs_abort = False
+        """A stop string ended the choice before the engine did."""
+
+    def put(self, tokens: Tokens) -> None:
+        if not self.is_finished:  # the engine had not yet seen that a stop string ended it
+            self._updates.append(tokens)
+
+    def next_event(self) -> TokenEvent | None:
+        """Everything new as one event; None when nothing of it can be shown yet."""
+        if not self._updates:
+            return None
+        updates, self._updates = self._updates, []
+        last = updates[-1]
+        tokens = [token for update in updates for token in update.tokens]
+        self._held += tokens
+        deltas = [self._detokenizer.feed([token.token_id for token in tokens])]
+        if last.finish_reason is not None and not deltas[0].stopped:
+            deltas.append(self._detokenizer.finish())
+        shown = [self._held.popleft() for delta in deltas for _ in range(delta.num_ids)]
+        self._num_tokens += len(shown)
+        stopped = deltas[-1].stopped
+        reason = _finish_reason(last, stopped=stopped)
+        self.is_finished = reason is not None
+        self.needs_abort = stopped and last.finish_reason is None
+        text = "".join(delta.text for delta in deltas)
+        if not (text or shown or reason):
+            return None
+        return TokenEvent(
+            choice=self.index,
+            text=text,
+            token_ids=tuple(token.token_id for token in shown),
+            logprobs=self._logprobs(shown, reason),
+            finish_reason=reason,
+            num_tokens=self._num_tokens,
+            timings=None if last.stamps is None else _timings(last.stamps),
+        )
+
+    def _logprobs(self, shown: Sequence[SampledToken], reason: FinishReason | None) -> tuple[TokenLogprob, ...]:
+        """Of the ids that are part of the text: the end id is not."""
+        if reason == "stop" and self._hides_end and shown and shown[-1].token_id == self._tokenizer.eos_id:
+            shown = shown[:-1]
+        return tuple(self._logprob(token, token.logprob) for token in shown if token.logprob is not None)
+
+    def _logprob(self, token: SampledToken, logprob: float) -> TokenLogprob:
+        text, data = self._tokenizer.id_to_text, self._tokenizer.id_to_bytes
+        return TokenLogprob(
+            text=text(token.token_id),
+            data=data(token.token_id),
+            logprob=logprob,
+            top=tuple((text(token_id), data(token_id), value) for token_id, value in token.top),
+        )
+
+
+def _finish_reason(last: Tokens, *, stopped: bool) -> FinishReason | None:
+    if stopped:
+        return "stop"
+    assert last.finish_reason != "failed"
+    return last.finish_reason
+
+
+def _timings(stamps: Stamps) -> Timings:
+    return Timings(
+        queue_s=stamps.scheduled - stamps.arrived,
+        prefill_s=stamps.first_token - stamps.scheduled,
+        decode_s=stamps.finished - stamps.first_token,
+    )

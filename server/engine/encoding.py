@@ -1,0 +1,160 @@
+"""Which crops go through the vision tower in a step, and until when their pixels must stay."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from model.step import CropRows, EncodeWork
+from server.engine.channel import Crop
+from server.engine.limits import StepLimits
+from server.engine.sequence import Sequence
+from server.engine.vision_cache import VisionCache
+
+PixelReader = Callable[[int, int], memoryview]
+"""(offset, number of bytes) -> that part of the arena, without a copy."""
+
+
+class EncodePlanner:
+    """Takes crops in order of arrival under a budget of tower blocks; the scheduler's half for pictures.
+
+    Pixels lie in memory that the API process manages, and it needs them back early. A sequence may still read a
+    crop's pixels from its arrival until the crop's first tower block has run, for this sequence or for another one
+    that shows the same crop, provided that this sequence has its reference on the slot: before that the vectors can
+    still be evicted. An offset is released when the last sequence that may read it no longer can.
+    """
+
+    def __init__(self, limits: StepLimits, vision: VisionCache, read_pixels: PixelReader) -> None:
+        self._limits = limits
+        self._vision = vision
+        self._read_pixels = read_pixels
+        self._unread: dict[Sequence, list[int]] = {}
+        """By live sequence: indices of its crops whose pixels it may still read."""
+        self._num_readers: Counter[int] = Counter()
+        """By arena offset: entries of `_unread` that stand for it."""
+        self._released: list[int] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence: its pixels must stay. That its crops fit the vision cache alone was seen before."""
+        assert len({crop.content_hash for crop in sequence.crops}) <= self._vision.num_slots
+        if sequence.crops:
+            self._unread[sequence] = list(range(len(sequence.crops)))
+            self._num_readers.update(crop.offset for crop in sequence.crops)
+
+    def acquire(self, sequence: Sequence) -> bool:
+        """Whether the sequence has a slot for each crop, taken now if need be.
+
+        It keeps them to its end, not only until its prompt is computed: after a preemption the prompt is computed
+        again, and by then the pixels are gone.
+        """
+        if sequence.crop_slots is None:
+            sequence.crop_slots = self._vision.acquire([crop.content_hash for crop in sequence.crops])
+        return sequence.crop_slots is not None
+
+    def plan(self, running: Iterable[Sequence], now: float, *, decoding: bool) -> tuple[EncodeWork, ...]:
+        """The encoding work of this step.
+
+        Args:
+            running: admitted sequences in order of arrival.
+            now: seconds, for the sequences that are worked on for the first time.
+            decoding: other sequences decode in this step, so that the smaller budget holds.
+        """
+        num_blocks = self._vision.num_vision_blocks
+        budget = self._limits.max_step_vision_blocks if decoding else self._limits.max_idle_crops * num_blocks
+        work: dict[int, EncodeWork] = {}
+        for sequence, crop, slot in self._unencoded(running):
+            if slot in work:  # another sequence shows the same crop
+                continue
+            first_block = self._vision.blocks_done(slot)
+            last_block = min(first_block + budget, num_blocks)
+            budget -= last_block - first_block
+            work[slot] = EncodeWork(
+                crop_slot=slot,
+                width=crop.width,
+                height=crop.height,
+                first_block=first_block,
+                last_block=last_block,
+                pixels=self._read_pixels(crop.offset, crop.height * crop.width * 3) if first_block == 0 else b"",
+            )
+            sequence.work_begins(now)
+            if budget == 0:
+                break
+        return tuple(work.values())
+
+    def num_ready(self, sequence: Sequence, encode: Iterable[EncodeWork]) -> int:
+        """Known tokens that can be computed in a step that begins with `encode`: up to the first missing crop."""
+        finishing = {work.crop_slot for work in encode if work.last_block == self._vision.num_vision_blocks}
+        missing = (crop.start for _, crop, slot in self._unencoded([sequence]) if slot not in finishing)
+        return next(missing, sequence.num_known)
+
+    def crop_rows(self, sequence: Sequence, start: int, end: int) -> tuple[CropRows, ...]:
+        """What replaces token embeddings in the row of positions `start` up to, not including, `end`.
+
+        With 64 queries a crop: a crop at 10 covers positions 10 to 73. In the row 50 to 99 its queries 40 to 63 take
+        the first 24 places: CropRows(offset=0, first_query=40, num_queries=24).
+        """
+        assert sequence.crop_slots is not None
+        rows = []
+        for crop, slot in zip(sequence.crops, sequence.crop_slots, strict=True):
+            first, last = max(start, crop.start), min(end, crop.start + self._limits.crop_queries)
+            if first < last:
+                rows.append(CropRows(first - start, slot, first - crop.start, last - first))
+        return tuple(rows)
+
+    def update(self, encode: Iterable[EncodeWork]) -> None:
+        """Books what a step has done."""
+        for work in encode:
+            self._vision.advance(work.crop_slot, work.last_block)
+        for sequence, unread in list(self._unread.items()):
+            if sequence.crop_slots is not None:
+                slots = sequence.crop_slots
+                self._keep_pixels(sequence, [index for index in unread if not self._vision.blocks_done(slots[index])])
+
+    def remove(self, sequence: Sequence) -> None:
+        """A sequence has ended, at whatever stage: its pixels and slots are no longer needed."""
+        if sequence in self._unread:
+            self._keep_pixels(sequence, [])
+        if sequence.crop_slots is not None:
+            self._vision.release(sequence.crop_slots)
+
+    def take_released(self) -> list[int]:
+        """Arena offsets that became free since the last call, each of them once."""
+        released, self._released = self._released, []
+        return released
+
+    def check_invariants(self, live: Iterable[Sequence]) -> None:
+        """Slots are referenced by live sequences, as often as they name them; so are pixels."""
+        self._vision.check_invariants()
+        live = set(live)
+        slots = Counter(slot for sequence in live for slot in sequence.crop_slots or ())
+        assert len(slots) == self._vision.num_referenced
+        assert live >= self._unread.keys()
+        assert all(self._unread.values())
+        offsets = (sequence.crops[index].offset for sequence, unread in self._unread.items() for index in unread)
+        assert self._num_readers == Counter(offsets)
+        for sequence in live:
+            self._check_sequence(sequence)
+
+    def _check_sequence(self, sequence: Sequence) -> None:
+        ends = [0, *(crop.start + self._limits.crop_queries for crop in sequence.crops)]
+        starts = [*(crop.start for crop in sequence.crops), len(sequence.prompt_ids)]
+        assert all(end <= start for end, start in zip(ends, starts, strict=True))
+        if sequence.generated_ids:  # relied on by _unencoded
+            assert all(map(self._vision.is_encoded, sequence.crop_slots or ()))
+
+    def _unencoded(self, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, Crop, int]]:
+        for sequence in sequences:
+            # Once an id was generated every crop has been encoded, and referenced crops stay so.
+            if not sequence.generated_ids:
+                assert sequence.crop_slots is not None
+                for crop, slot in zip(sequence.crops, sequence.crop_slots, strict=True):
+                    if not self._vision.is_encoded(slot):
+                        yield sequence, crop, slot
+
+    def _keep_pixels(self, sequence: Sequence, kept: list[int]) -> None:
+        for index in set(self._unread.pop(sequence)).difference(kept):
+            offset = sequence.crops[index].offset
+            self._num_readers[offset] -= 1
+            if self._num_readers[offset] == 0:
+                del self._num_readers[offset]
+                self._released.append(offset)
+        if kept:
+            self._unread[sequence] = kept

@@ -1,0 +1,160 @@
+"""The engine's loop: drain commands, schedule, run, update, publish."""
+
+import logging
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+import msgspec
+
+from model.step import Runner, SamplingParams, StepBatch
+from server.engine.blocks import BlockPool
+from server.engine.channel import SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
+from server.engine.encoding import EncodePlanner, PixelReader
+from server.engine.limits import StepLimits
+from server.engine.scheduler import NewToken, Scheduler
+from server.engine.sequence import Sequence
+from server.engine.stats import MemoryReader, StatsRecorder
+from server.engine.vision_cache import VisionCache
+
+HEARTBEAT_S = 1.0
+"""An idle engine reports this often, so that silence means trouble."""
+STATS_INTERVAL_S = 0.05
+"""A busy engine reports its state at most this often: as often as routers poll metrics."""
+MAX_FAILED_STEPS = 3
+"""Steps that fail one after the other before the process gives up, to be started afresh."""
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Turns commands into steps and steps into updates, in one thread, until it is told to shut down."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        read_pixels: PixelReader,
+        inbox: SimpleQueue[ToEngine],
+        publish: Callable[[Update], None],
+        *,
+        limits: StepLimits,
+        clock: Callable[[], float],
+        read_memory: MemoryReader,
+    ) -> None:
+        """
+        Args:
+            runner: computes the steps; its sizes are the scheduler's.
+            read_pixels: (offset, bytes) -> that part of the arena.
+            inbox: decoded commands, filled by another thread.
+            publish: sends an update; called from this thread only.
+            limits: work in one step.
+            clock: monotonic seconds.
+            read_memory: bytes in use now and at the peak.
+        """
+        blocks = BlockPool(runner.info.num_kv_blocks, runner.info.kv_block_tokens)
+        vision = VisionCache(runner.info.num_crop_slots, runner.info.num_vision_blocks)
+        self._runner = runner
+        self._inbox = inbox
+        self._publish = publish
+        self._clock = clock
+        self._encoder = EncodePlanner(limits, vision, read_pixels)
+        self._scheduler = Scheduler(limits, blocks, self._encoder)
+        self._stats = StatsRecorder(self._scheduler, blocks, vision, read_memory)
+        self._stats_due = clock()
+        self._num_failed_steps = 0
+
+    def run(self) -> None:
+        """Returns after a Shutdown.
+
+        Raises:
+            Exception: whatever the runner raised, when MAX_FAILED_STEPS steps failed in a row.
+        """
+        while self._take_commands():
+            batch = self._scheduler.schedule(self._clock())
+            self._report([] if batch is None else self._step(batch))
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._scheduler.num_running == self._scheduler.num_waiting == 0
+
+    def _take_commands(self) -> bool:
+        """False after a Shutdown. With nothing else to do, waits for a command, at most until the next heartbeat."""
+        command = self._next_command(HEARTBEAT_S if self._is_idle else 0.0)
+        while command is not None:
+            if isinstance(command, Shutdown):
+                return False
+            if isinstance(command, Submit):
+                self._submit(command)
+            else:
+                self._scheduler.abort(command.request_id, command.choice)
+            command = self._next_command(0.0)
+        return True
+
+    def _next_command(self, timeout_s: float) -> ToEngine | None:
+        try:
+            return self._inbox.get(timeout=timeout_s)
+        except Empty:
+            return None
+
+    def _submit(self, request: Submit) -> None:
+        sampling = SamplingParams(**msgspec.structs.asdict(request.sampling))
+        arrived = self._clock()
+        for choice, seed in enumerate(request.seeds):
+            self._scheduler.add(
+                Sequence(
+                    request_id=request.request_id,
+                    choice=choice,
+                    prompt_ids=request.prompt_ids,
+                    crops=tuple(request.crops),
+                    sampling=sampling,
+                    seed=seed,
+                    max_tokens=request.max_tokens,
+                    eos_id=request.eos_id,
+                    arrived=arrived,
+                )
+            )
+
+    def _step(self, batch: StepBatch) -> list[Tokens]:
+        """Runs and books one step: its new ids, or the end of every sequence in it."""
+        try:
+            output = self._runner.run(batch)
+        except Exception:
+            self._num_failed_steps += 1
+            if self._num_failed_steps == MAX_FAILED_STEPS:
+                raise
+            failed = self._scheduler.fail(batch)
+            requests = sorted({sequence.request_id for sequence in failed})
+            logger.exception("a step failed, and with it the requests %s", requests)
+            return [Tokens(sequence.request_id, sequence.choice, [], "failed", None) for sequence in failed]
+        self._num_failed_steps = 0
+        now = self._clock()
+        news = self._scheduler.update(batch, output, now)
+        self._stats.record(batch, output, news)
+        return [_tokens(new, now) for new in news]
+
+    def _report(self, tokens: list[Tokens]) -> None:
+        """Publishes what is new; the engine's state with it when that is due, and always before a pause."""
+        released = self._encoder.take_released()
+        now = self._clock()
+        stats = None
+        if self._is_idle or now >= self._stats_due:
+            stats = self._stats.snapshot()
+            self._stats_due = now + STATS_INTERVAL_S
+        if tokens or released or stats is not None:
+            self._publish(Update(tokens, released, stats))
+
+
+def _tokens(new: NewToken, now: float) -> Tokens:
+    sequence, sampled = new.sequence, new.sampled
+    return Tokens(
+        request_id=sequence.request_id,
+        choice=sequence.choice,
+        tokens=[SampledToken(sampled.token_id, sampled.logprob, list(sampled.top))],
+        finish_reason=new.finish_reason,
+        stamps=None if new.finish_reason is None else _stamps(sequence, now),
+    )
+
+
+def _stamps(sequence: Sequence, now: float) -> Stamps:
+    assert sequence.scheduled is not None
+    assert sequence.first_token is not None
+    return Stamps(sequence.arrived, sequence.scheduled, sequence.first_token, now)

@@ -1,0 +1,246 @@
+"""GenerationRequest -> PreparedRequest: prompt ids, crops, seeds and limits. Pure CPU work, in worker threads.
+
+In the order of cost, so that refusing is cheap: crops are planned from the sizes in the headers, the prompt is built
+and held against the context, and only then is a pixel decoded.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.config import ModelConfig
+from model.prompt import CropSpan, Prompt, Turn, build_prompt
+from model.slicing import SlicePlan, cut, plan_slices
+from model.tokenizer import TextError, Tokenizer
+from server.engine.arena import padded
+from server.errors import ContextOverflow, InvalidRequest
+from server.image import decode_image
+from server.request import GenerationRequest, ImageInput, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCrop:
+    """One crop's pixels and where its vectors go in the prompt."""
+
+    pixels: npt.NDArray[np.uint8]
+    """Height x width x 3, RGB, contiguous."""
+    start: int
+    """Position in the prompt of the first of its query tokens."""
+    content_hash: bytes
+    """16 bytes over size and pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWork:
+    """What one picture cost before it went to the engine."""
+
+    decode_s: float
+    slice_s: float
+    num_crops: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request that the engine can take as it is."""
+
+    request: GenerationRequest
+    usage: Usage
+    prompt_ids: tuple[int, ...]
+    crops: tuple[PreparedCrop, ...]
+    """In order of their positions in the prompt."""
+    seeds: tuple[int, ...]
+    """One for each choice."""
+    max_tokens: int
+    """Ids to generate at most in each choice; fits the context."""
+    image_work: tuple[ImageWork, ...]
+    """One for each picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What a single request may take, by the engine that runs now."""
+
+    max_context_tokens: int
+    default_max_tokens: int
+    max_crops: int
+    max_crop_bytes: int
+    """Pixels of all crops of a request, each rounded up as the arena does."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A request of which everything is known but the pixels."""
+
+    images: tuple[ImageInput, ...]
+    slices: tuple[SlicePlan, ...]
+    prompt: Prompt
+    usage: Usage
+    max_tokens: int
+
+
+class Preparer:
+    """Does the work for one served model. Close it to end its threads."""
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer, *, num_image_threads: int, specials_in_text: bool
+    ) -> None:
+        """
+        Args:
+            num_image_threads: pictures decoded and cut at the same time.
+            specials_in_text: let control tokens typed in a message act as such.
+        """
+        self._config = config
+        self._tokenizer = tokenizer
+        self._specials_in_text = specials_in_text
+        self._image_threads = ThreadPoolExecutor(num_image_threads, thread_name_prefix="image")
+        self._longest_token_bytes = max(len(tokenizer.id_to_bytes(i)) for i in range(tokenizer.vocab_size))
+
+    async def prepare(self, request: GenerationRequest, limits: EngineLimits) -> PreparedRequest:
+        """Everything the engine needs of the request.
+
+        Raises:
+            ContextOverflow: prompt and answer do not fit.
+            InvalidImage: a picture cannot be decoded.
+            InvalidRequest: a text cannot be encoded, or the pictures are more than the engine can hold.
+        """
+        # Not in the threads for pictures: a text must not wait until a storm of pictures is over.
+        plan = await asyncio.to_thread(self._plan, request, limits)
+        crops, work = await self._crops(plan)
+        return PreparedRequest(
+            request=request,
+            usage=plan.usage,
+            prompt_ids=plan.prompt.token_ids,
+            crops=crops,
+            seeds=choice_seeds(request.seed, request.num_choices),
+            max_tokens=plan.max_tokens,
+            image_work=work,
+        )
+
+    def close(self) -> None:
+        self._image_threads.shutdown(wait=False, cancel_futures=True)
+
+    def _plan(self, request: GenerationRequest, limits: EngineLimits) -> _Plan:
+        images = tuple(image for message in request.messages for image in message.images)
+        turns = [
+            Turn(message.role, message.text, tuple(map(self._plan_slices, message.images)))
+            for message in request.messages
+        ]
+        plans = tuple(plan for turn in turns for plan in turn.images)
+        self._check_lower_bound(turns, limits)
+        num_queries = self._config.resampler.num_queries
+        try:
+            prompt = build_prompt(turns, self._tokenizer, num_queries, specials_in_text=self._specials_in_text)
+        except TextError as err:
+            raise InvalidRequest(str(err), param="messages") from err
+        usage = _usage(images, plans, len(prompt.token_ids), num_queries)
+        max_tokens = _max_tokens(request.max_tokens, usage, limits)
+        _check_crops(plans, limits)
+        return _Plan(images, plans, prompt, usage, max_tokens)
+
+    def _plan_slices(self, image: ImageInput) -> SlicePlan:
+        return plan_slices(image.width, image.height, self._config.slicing)
+
+    def _check_lower_bound(self, turns: Sequence[Turn], limits: EngineLimits) -> None:
+        """Refuse what cannot fit before it is tokenized: 32 MB of text take half a minute and 2 GB to tokenize."""
+        num_bytes = sum(len(turn.text.encode(errors="replace")) for turn in turns)
+        num_crops = sum(plan.num_crops for turn in turns for plan in turn.images)
+        image_tokens = num_crops * self._config.resampler.num_queries
+        at_least = num_bytes // self._longest_token_bytes + image_tokens
+        if at_least >= limits.max_context_tokens:
+            raise ContextOverflow(
+                f"the prompt has at least {at_least} tokens, of which {image_tokens} for images; "
+                f"the context of the model is {limits.max_context_tokens} tokens",
+                param="messages",
+            )
+
+    async def _crops(self, plan: _Plan) -> tuple[tuple[PreparedCrop, ...], tuple[ImageWork, ...]]:
+        spans = iter(plan.prompt.crop_spans)
+        loop = asyncio.get_running_loop()
+        jobs = [
+            loop.run_in_executor(
+                self._image_threads, _cut_image, image, slices, [next(spans) for _ in slices.crop_sizes]
+            )
+            for image, slices in zip(plan.images, plan.slices, strict=True)
+        ]
+        try:
+            results = await asyncio.gather(*jobs)
+        finally:
+            for job in jobs:
+                job.cancel()  # when one failed, the others are not worth starting
+        return tuple(crop for crops, _ in results for crop in crops), tuple(work for _, work in results)
+
+
+def choice_seeds(seed: int | None, num_choices: int) -> tuple[int, ...]:
+    """A seed of 63 bits for each choice: a hash of the request's seed and the choice's index.
+
+    So choices differ, choice 0 does not depend on how many others there are, and the random streams of neighbouring
+    seeds and choices have nothing to do with each other. Without a seed a fresh one is drawn.
+    """
+    if seed is None:
+        seed = secrets.randbits(63)
+    digests = (hashlib.blake2b(f"{seed}/{choice}".encode(), digest_size=8) for choice in range(num_choices))
+    return tuple(int.from_bytes(digest.digest(), "big") >> 1 for digest in digests)
+
+
+def _usage(images: Sequence[ImageInput], plans: Sequence[SlicePlan], num_prompt_tokens: int, num_queries: int) -> Usage:
+    num_crops = sum(plan.num_crops for plan in plans)
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        image_tokens=num_crops * num_queries,
+        num_images=len(images),
+        num_crops=num_crops,
+        image_pixels=sum(image.width * image.height for image in images),
+    )
+
+
+def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
+    """Ids to generate: what was asked for, or the default cut to what the context leaves. Raises ContextOverflow."""
+    left = limits.max_context_tokens - usage.prompt_tokens
+    max_tokens = min(limits.default_max_tokens, max(left, 1)) if asked is None else asked
+    if max_tokens > left:
+        raise ContextOverflow(
+            f"the prompt has {usage.prompt_tokens} tokens, of which {usage.image_tokens} for images, and "
+            f"{max_tokens} more are asked for; the context of the model is {limits.max_context_tokens} tokens",
+            param="messages" if asked is None or left < 1 else "max_tokens",
+        )
+    return max_tokens
+
+
+def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
+    sizes = [size for plan in plans for size in plan.crop_sizes]
+    if len(sizes) > limits.max_crops:
+        raise InvalidRequest(
+            f"the images make {len(sizes)} slices; the engine holds {limits.max_crops} at most", param="messages"
+        )
+    num_bytes = sum(padded(width * height * 3) for width, height in sizes)
+    if num_bytes > limits.max_crop_bytes:
+        raise InvalidRequest(
+            f"the images make slices of {num_bytes} bytes; the engine takes {limits.max_crop_bytes} at most",
+            param="messages",
+        )
+
+
+def _cut_image(image: ImageInput, plan: SlicePlan, spans: Sequence[CropSpan]) -> tuple[list[PreparedCrop], ImageWork]:
+    began = time.perf_counter()
+    decoded = decode_image(image)
+    after_decode = time.perf_counter()
+    crops = [
+        PreparedCrop(pixels, span.start, _content_hash(pixels))
+        for pixels, span in zip(cut(decoded, plan), spans, strict=True)
+    ]
+    work = ImageWork(after_decode - began, time.perf_counter() - after_decode, len(crops))
+    return crops, work
+
+
+def _content_hash(pixels: npt.NDArray[np.uint8]) -> bytes:
+    height, width, _ = pixels.shape
+    digest = hashlib.blake2b(width.to_bytes(4, "big") + height.to_bytes(4, "big"), digest_size=16)
+    digest.update(pixels.data.cast("B"))
+    return digest.digest()

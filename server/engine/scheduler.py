@@ -1,0 +1,255 @@
+"""Who gets how many tokens in a step.
+
+One idea covers prefill, chunked prefill, resumption after a preemption and decode: every sequence has known tokens
+(prompt and generated) and computed tokens (those whose keys and values are in the KV cache), and each step lets the
+computed ones catch up with the known ones under a budget of tokens. A row that catches up entirely draws the next id,
+and so makes one more token known. Decode is the case in which one token is missing.
+
+A step is planned in four parts:
+    decode   sequences that miss one token, oldest first. They alone need new KV blocks; where none is free the
+             youngest running sequence is preempted. So the oldest always goes on, and everybody comes to be the oldest.
+    admit    waiting sequences in order of arrival: a state slot, a slot for each crop, blocks for all known tokens
+    encode   crops of running sequences (server.engine.encoding), before the rows of the same step need them
+    prefill  running sequences in order of arrival share what the decode rows left of the token budget
+
+`schedule` hands out blocks and slots; what the step computes is booked by `update` when the runner has done it.
+docs/decisions/scheduling.md gives the reasons, with numbers.
+"""
+
+from bisect import insort
+from dataclasses import dataclass
+from operator import attrgetter
+
+from model.step import Draw, EncodeWork, Sampled, SequenceRow, StateStart, StepBatch, StepOutput
+from server.engine.blocks import BlockPool
+from server.engine.encoding import EncodePlanner
+from server.engine.limits import StepLimits
+from server.engine.sequence import FinishReason, Sequence, Status, uniform
+
+GROWTH_TOKENS = 32
+"""Tokens by which each running sequence may grow before an admission could cost it its blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """One id that a step chose."""
+
+    sequence: Sequence
+    sampled: Sampled
+    finish_reason: FinishReason | None
+    """With a reason, the sequence has been removed."""
+
+
+class Scheduler:
+    """The sequences of the engine, waiting and running, and the KV blocks and state slots they hold."""
+
+    def __init__(self, limits: StepLimits, blocks: BlockPool, encoder: EncodePlanner) -> None:
+        self.num_preemptions = 0
+        """Since the start."""
+        self._limits = limits
+        self._blocks = blocks
+        self._encoder = encoder
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+        """Both in order of arrival, which a preempted sequence keeps."""
+        self._free_state_slots = list(range(limits.num_state_slots))
+        self._num_arrived = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a new sequence. That it fits the KV cache and the vision cache alone was seen before it came here."""
+        assert sequence.prompt_ids
+        assert sequence.max_tokens >= 1
+        assert self._blocks.blocks_for(sequence.max_computed) <= self._blocks.num_blocks
+        sequence.arrival = self._num_arrived
+        self._num_arrived += 1
+        self._waiting.append(sequence)
+        self._encoder.add(sequence)
+
+    def abort(self, request_id: int, choice: int | None) -> None:
+        """Forgets one sequence, or all of a request's when `choice` is None. Unknown ones have ended already."""
+        for sequence in self._live():
+            if sequence.request_id == request_id and choice in (None, sequence.choice):
+                self._remove(sequence)
+
+    def schedule(self, now: float) -> StepBatch | None:
+        """The next step's work, or None when there is no sequence."""
+        decoding = self._decoding()
+        self._admit()
+        encode = self._encoder.plan(self._running, now, decoding=bool(decoding))
+        chunks = [(sequence, sequence.num_known) for sequence in decoding]
+        budget = self._limits.max_step_tokens - len(decoding)
+        chunks += self._prefill_chunks(budget, encode, decoding=bool(decoding))
+        if not chunks and not encode:
+            assert not self._waiting
+            assert not self._running
+            return None
+        for sequence, _ in chunks:
+            sequence.work_begins(now)
+        return StepBatch(
+            starts=tuple(self._start(sequence) for sequence, _ in chunks if sequence.num_computed == 0),
+            encode=encode,
+            rows=tuple(self._row(sequence, end) for sequence, end in chunks),
+        )
+
+    def update(self, batch: StepBatch, output: StepOutput, now: float) -> list[NewToken]:
+        """Books what the runner has done; the new ids, in the order of the rows."""
+        self._encoder.update(batch.encode)
+        sequences = {sequence.state_slot: sequence for sequence in self._running}
+        news = []
+        for row, sampled in zip(batch.rows, output.sampled, strict=True):
+            sequence = sequences[row.state_slot]
+            sequence.num_computed += len(row.token_ids)
+            if sampled is None:
+                continue
+            finish_reason = sequence.append(sampled.token_id, now)
+            news.append(NewToken(sequence, sampled, finish_reason))
+            if finish_reason is not None:
+                self._remove(sequence)
+        return news
+
+    def fail(self, batch: StepBatch) -> list[Sequence]:
+        """Removes and returns every sequence that a failed step worked for: its rows', and its crops' users."""
+        state_slots = {row.state_slot for row in batch.rows}
+        crop_slots = {work.crop_slot for work in batch.encode}
+        failed = [
+            sequence
+            for sequence in self._live()
+            if sequence.state_slot in state_slots or not crop_slots.isdisjoint(sequence.crop_slots or ())
+        ]
+        for sequence in failed:
+            self._remove(sequence)
+        return failed
+
+    def check_invariants(self) -> None:
+        """Every block, slot and pixel belongs to exactly the sequences that name it, and queues are in order."""
+        for queue, status in ((self._waiting, Status.WAITING), (self._running, Status.RUNNING)):
+            assert queue == sorted(queue, key=attrgetter("arrival"))
+            assert all(sequence.status is status for sequence in queue)
+        for sequence in self._live():
+            sequence.check_invariants()
+            assert len(sequence.block_table) <= self._blocks.blocks_for(sequence.num_known)
+        for sequence in self._running:
+            assert len(sequence.block_table) >= self._blocks.blocks_for(sequence.num_known - 1)
+        tables = [block_id for sequence in self._running for block_id in sequence.block_table]
+        assert len(set(tables)) == len(tables) == self._blocks.num_used
+        state_slots = [slot for sequence in self._running if (slot := sequence.state_slot) is not None]
+        assert sorted([*self._free_state_slots, *state_slots]) == list(range(self._limits.num_state_slots))
+        self._blocks.check_invariants()
+        self._encoder.check_invariants(self._live())
+
+    def _live(self) -> list[Sequence]:
+        return [*self._running, *self._waiting]
+
+    def _decoding(self) -> list[Sequence]:
+        """Sequences that decode in this step, each with a block for its newest token."""
+        # Oldest first: a sequence that is preempted for another's block has not been looked at yet, and no longer
+        # counts as decoding when it is.
+        return [sequence for sequence in list(self._running) if sequence.is_decoding and self._grow(sequence)]
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Whether the sequence has blocks for all its known tokens, at the cost of younger ones if need be."""
+        if len(sequence.block_table) == self._blocks.blocks_for(sequence.num_known):
+            return True
+        while self._blocks.num_free == 0 and sequence.status is Status.RUNNING:
+            self._preempt(self._running[-1])
+        if sequence.status is Status.WAITING:
+            return False
+        sequence.block_table += self._blocks.allocate(1)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """RUNNING -> WAITING. It keeps its ids and crop slots, and computes its tokens again later."""
+        self._running.remove(sequence)
+        self._free_places(sequence)
+        sequence.leave(Status.WAITING)
+        insort(self._waiting, sequence, key=attrgetter("arrival"))
+        self.num_preemptions += 1
+
+    def _admit(self) -> None:
+        """Lets waiting sequences run, in order of arrival.
+
+        Nobody overtakes a sequence that waits for a state slot or for KV blocks, so that it gets them. A sequence
+        that waits for crop slots is overtaken by those that need none; no later one with pictures takes them away.
+        """
+        crops_are_short = False
+        num_spare = self._blocks.num_free - sum(
+            self._blocks_soon(sequence) - len(sequence.block_table) for sequence in self._running
+        )
+        for sequence in list(self._waiting):
+            num_blocks = self._blocks.blocks_for(sequence.num_known)
+            if num_blocks > num_spare or not self._free_state_slots:
+                return
+            if crops_are_short and sequence.crops and sequence.crop_slots is None:
+                continue
+            if not self._encoder.acquire(sequence):
+                crops_are_short = True
+                continue
+            self._waiting.remove(sequence)
+            sequence.admit(self._free_state_slots.pop(), self._blocks.allocate(num_blocks))
+            insort(self._running, sequence, key=attrgetter("arrival"))
+            num_spare -= self._blocks_soon(sequence)
+
+    def _blocks_soon(self, sequence: Sequence) -> int:
+        """Blocks that the sequence will hold before long: admitting another one must not take them away."""
+        return self._blocks.blocks_for(min(sequence.num_known + GROWTH_TOKENS, sequence.max_computed))
+
+    def _prefill_chunks(
+        self, budget: int, encode: tuple[EncodeWork, ...], *, decoding: bool
+    ) -> list[tuple[Sequence, int]]:
+        """Sequences in prefill that this step goes on with, each with the position up to which it does.
+
+        A chunk that ends at a crop not encoded yet is short, and a forward pass reads all weights for it. It comes
+        along where a pass takes place anyway, and else waits until its crops are there, which costs it nothing.
+        """
+        chunks = []
+        is_worth_a_pass = decoding
+        for sequence in self._running:
+            if sequence.is_decoding or budget == 0:
+                continue
+            num_ready = self._encoder.num_ready(sequence, encode)
+            end = min(num_ready, sequence.num_computed + budget)
+            if end > sequence.num_computed:
+                chunks.append((sequence, end))
+                budget -= end - sequence.num_computed
+                is_worth_a_pass |= end < num_ready or end == sequence.num_known
+        return chunks if is_worth_a_pass else []
+
+    def _start(self, sequence: Sequence) -> StateStart:
+        assert sequence.state_slot is not None
+        return StateStart(sequence.state_slot, sequence.sampling, tuple(sequence.generated_ids))
+
+    def _row(self, sequence: Sequence, end: int) -> SequenceRow:
+        assert sequence.state_slot is not None
+        start = sequence.num_computed
+        is_last = end == sequence.num_known
+        return SequenceRow(
+            state_slot=sequence.state_slot,
+            token_ids=sequence.ids(start, end),
+            start=start,
+            block_table=tuple(sequence.block_table),
+            crops=self._encoder.crop_rows(sequence, start, end),
+            draw=Draw(uniform(sequence.seed, len(sequence.generated_ids))) if is_last else None,
+        )
+
+    def _remove(self, sequence: Sequence) -> None:
+        """RUNNING or WAITING -> FINISHED: everything the sequence held is given back."""
+        if sequence.status is Status.RUNNING:
+            self._running.remove(sequence)
+            self._free_places(sequence)
+        else:
+            self._waiting.remove(sequence)
+        self._encoder.remove(sequence)
+        sequence.leave(Status.FINISHED)
+
+    def _free_places(self, sequence: Sequence) -> None:
+        assert sequence.state_slot is not None
+        self._free_state_slots.append(sequence.state_slot)
+        self._blocks.free(sequence.block_table)

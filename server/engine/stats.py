@@ -1,0 +1,74 @@
+"""What the engine reports about itself: a snapshot, and what was added since the last one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.step import StepBatch, StepOutput
+from server.engine.blocks import BlockPool
+from server.engine.channel import Stats
+from server.engine.scheduler import NewToken, Scheduler
+from server.engine.vision_cache import VisionCache
+
+MemoryReader = Callable[[], tuple[int, int]]
+"""() -> (bytes now, bytes at the peak), as `Stats` defines them."""
+
+
+@dataclass(slots=True)
+class _Added:
+    """Sums over the steps since the last snapshot."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    crops_encoded: int = 0
+    encode_s: float = 0.0
+
+
+class StatsRecorder:
+    """Sums up what steps did, and reads the rest off the objects that own it."""
+
+    def __init__(self, scheduler: Scheduler, blocks: BlockPool, vision: VisionCache, read_memory: MemoryReader) -> None:
+        self._scheduler = scheduler
+        self._blocks = blocks
+        self._vision = vision
+        self._read_memory = read_memory
+        self._added = _Added()
+        self._reported = (0, 0, 0)
+        """Totals of `_totals` at the last snapshot."""
+
+    def record(self, batch: StepBatch, output: StepOutput, news: list[NewToken]) -> None:
+        """One step that succeeded. A prompt counts when its first id comes, once, however often it was computed."""
+        added = self._added
+        added.steps += 1
+        added.generated_tokens += len(news)
+        firsts = (new.sequence for new in news if len(new.sequence.generated_ids) == 1)
+        added.prompt_tokens += sum(len(sequence.prompt_ids) for sequence in firsts)
+        added.crops_encoded += sum(work.last_block == self._vision.num_vision_blocks for work in batch.encode)
+        added.encode_s += output.encode_s
+
+    def snapshot(self) -> Stats:
+        """The engine now; what the next snapshot adds up begins here."""
+        added, self._added = self._added, _Added()
+        before, self._reported = self._reported, self._totals()
+        preemptions, queries, hits = (now - then for now, then in zip(self._reported, before, strict=True))
+        memory_bytes, peak_memory_bytes = self._read_memory()
+        return Stats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_kv_blocks_used=self._blocks.num_used,
+            num_kv_blocks=self._blocks.num_blocks,
+            num_crop_slots_used=self._vision.num_referenced,
+            preemptions=preemptions,
+            steps=added.steps,
+            prompt_tokens=added.prompt_tokens,
+            generated_tokens=added.generated_tokens,
+            crops_encoded=added.crops_encoded,
+            crop_queries=queries,
+            crop_hits=hits,
+            encode_s=added.encode_s,
+            memory_bytes=memory_bytes,
+            peak_memory_bytes=peak_memory_bytes,
+        )
+
+    def _totals(self) -> tuple[int, int, int]:
+        return self._scheduler.num_preemptions, self._vision.num_queries, self._vision.num_hits

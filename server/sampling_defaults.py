@@ -1,0 +1,24 @@
+"""What a request that says nothing of sampling gets, by the model's release and the operator's choice."""
+
+from typing import Literal
+
+from model.step import SamplingParams
+
+Release = Literal["1.0", "2.0"]
+
+# The vendor's `chat` with sampling on, as it is by default (docs/decisions/sampling-defaults.md).
+_VENDOR: dict[Release, tuple[SamplingParams, int]] = {
+    "2.0": (SamplingParams(temperature=0.7, top_p=0.8, top_k=100, repetition_penalty=1.05), 1024),
+    "1.0": (SamplingParams(temperature=0.6, top_p=0.8, top_k=100), 2048),
+}
+_OPENAI_SAMPLING = SamplingParams(temperature=1.0)
+
+
+def sampling_defaults(release: Release, whose: Literal["vendor", "openai"]) -> tuple[SamplingParams, int]:
+    """The sampling, and how many ids are generated at most.
+
+    OpenAI has no limit of its own short of the context; the vendor's stays, so that one request without a limit
+    cannot hold its place for the whole context.
+    """
+    sampling, max_tokens = _VENDOR[release]
+    return (sampling if whose == "vendor" else _OPENAI_SAMPLING), max_tokens

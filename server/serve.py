@@ -1,0 +1,122 @@
+"""Puts a server together: settings in, exit status out."""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import uvloop
+
+from model.config import ConfigError, load_config
+from model.tokenizer import Tokenizer, TokenizerError
+from server.api.auth import KeyRing, load_keys
+from server.banner import banner
+from server.engine.channel import EngineConfig, Ready
+from server.engine.client import EngineClient
+from server.engine.process import EngineStartError
+from server.hub import DEMO, ModelError, resolve_model
+from server.life import ServerLife
+from server.listener import CannotListen, bind_socket, url_of
+from server.log import configure_logging, with_fields
+from server.metrics import Metrics
+from server.request import ModelInfo
+from server.sampling_defaults import sampling_defaults
+from server.settings import Settings
+from server.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+
+def run_server(settings: Settings) -> int:
+    """Serve until a signal; returns the exit status: 0 after a drain, 1 when the server could not start.
+
+    Raises:
+        InvalidSettings: the key file is wrong.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    logger.info("settings", extra=with_fields(settings.model_dump(mode="json", exclude_defaults=True)))
+    keys = load_keys(settings)
+    try:
+        # In this order: a port in use shows before a long download. It is bound, but nobody is answered yet.
+        with bind_socket(settings.host, settings.port) as listener:
+            _warn_when_open(listener, keys)
+            model = resolve_model(settings.model, settings.revision, settings.model_source)
+            metrics = _Metrics(version=VERSION)
+            engine = build_engine(settings, model.folder, settings.served_model_name or model.model_id, metrics)
+            announce = partial(_announcement, engine, metrics, settings, url=url_of(listener), needs_key=bool(keys))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(ServerLife(settings, listener, engine, metrics, keys, announce=announce).run())
+    except (CannotListen, ModelError, ConfigError, TokenizerError, EngineStartError) as err:
+        print(f"minicpmv: {err}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metrics) -> EngineClient:
+    """The client of an engine that is not started yet.
+
+    Raises:
+        ConfigError, TokenizerError: the checkpoint in `folder` is not one of MiniCPM-V's.
+    """
+    config = load_config(folder)
+    sampling, max_tokens = sampling_defaults(config.release, settings.sampling_defaults)
+    return EngineClient(
+        _engine_config(settings, folder),
+        ModelInfo(
+            model_id=model_id,
+            release=config.release,
+            max_context_tokens=min(config.max_context_tokens, settings.max_context_tokens or config.max_context_tokens),
+            vocab_size=config.language.vocab_size,
+            created_s=int(time.time()),
+            default_max_tokens=max_tokens,
+            default_sampling=sampling,
+        ),
+        config,
+        Tokenizer.from_folder(folder, config.release),
+        metrics,
+        num_image_threads=settings.image_threads,
+        specials_in_text=settings.special_tokens_in_text,
+    )
+
+
+def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
+    return EngineConfig(
+        # The engine process runs in another folder.
+        model_path=str(folder.resolve()),
+        device=settings.device,
+        dtype=settings.dtype,
+        num_threads=settings.num_threads,
+        kv_cache_bytes=settings.kv_cache_memory,
+        max_context_tokens=settings.max_context_tokens,
+        max_num_sequences=settings.max_num_sequences,
+        max_step_tokens=settings.max_step_tokens,
+        max_step_vision_blocks=settings.max_step_vision_blocks,
+        num_crop_slots=settings.image_cache_crops,
+        arena_bytes=settings.image_buffer_memory,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+
+
+class _Metrics(Metrics):
+    """Keeps the engine's report for the banner."""
+
+    ready: Ready | None = None
+
+    def on_ready(self, ready: Ready) -> None:
+        super().on_ready(ready)
+        self.ready = ready
+
+
+def _announcement(engine: EngineClient, metrics: _Metrics, settings: Settings, *, url: str, needs_key: bool) -> str:
+    assert metrics.ready is not None
+    return banner(engine.model, metrics.ready, url=url, needs_key=needs_key, is_demo=settings.model == DEMO)
+
+
+def _warn_when_open(listener: socket.socket, keys: KeyRing) -> None:
+    if not keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning("no API keys are set: whoever reaches %s can use the model", url_of(listener))

@@ -1,0 +1,87 @@
+"""The reference attention against the formula, written out for one token at a time."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from model.nn.attention.base import LayerCache
+from model.nn.attention.reference import reference_attention
+from model.runtime.kv_cache import BLOCK_TOKENS
+from model.runtime.packing import pack_rows
+from model.step import Draw, SequenceRow
+
+HEAD_SIZE = 8
+NUM_BLOCKS = 64
+CPU = torch.device("cpu")
+
+
+def empty_cache(num_kv_heads):
+    """What was never written is not a number: it must not reach any result."""
+    shape = (num_kv_heads, NUM_BLOCKS, BLOCK_TOKENS, HEAD_SIZE)
+    return LayerCache(torch.full(shape, math.nan), torch.full(shape, math.nan))
+
+
+class Sequences:
+    """Random queries, keys and values of whole sequences, and the formula's answer for each token."""
+
+    def __init__(self, lengths, num_heads, num_kv_heads):
+        generator = torch.Generator().manual_seed(5)
+        self.q, self.k, self.v = (
+            [torch.randn(length, heads, HEAD_SIZE, generator=generator) for length in lengths]
+            for heads in (num_heads, num_kv_heads, num_kv_heads)
+        )
+        blocks = list(range(NUM_BLOCKS))
+        random.Random(3).shuffle(blocks)
+        self.tables = [[blocks.pop() for _ in range(0, length, BLOCK_TOKENS)] for length in lengths]
+        self.share = num_heads // num_kv_heads
+
+    def step(self, cache, parts, max_group_keys):
+        """Attention of the tokens [start, end) of each (sequence, start, end), as the sequences' own results."""
+        rows = [SequenceRow(i, [0] * (end - start), start, self.tables[i], (), Draw(0.0)) for i, start, end in parts]
+        packed = pack_rows(rows, num_queries=64, max_group_keys=max_group_keys, device=CPU)
+        lasts = packed.drawn_tokens.tolist()
+        spans = [slice(last + 1 - (end - start), last + 1) for last, (_, start, end) in zip(lasts, parts, strict=True)]
+        q, k, v = (torch.empty(len(packed.token_ids), *x[0].shape[1:]) for x in (self.q, self.k, self.v))
+        for span, (i, start, end) in zip(spans, parts, strict=True):
+            q[span], k[span], v[span] = (x[i][start:end] for x in (self.q, self.k, self.v))
+        mixed = reference_attention(q, k, v, cache, packed.plan)
+        return [(part, mixed[span]) for part, span in zip(parts, spans, strict=True)]
+
+    def formula(self, i, position):
+        """softmax(q k / sqrt(size)) v over the positions up to this one, head by head."""
+        heads = []
+        for head in range(self.q[i].shape[1]):
+            keys = self.k[i][: position + 1, head // self.share]
+            values = self.v[i][: position + 1, head // self.share]
+            heads.append((keys @ self.q[i][position, head] / math.sqrt(HEAD_SIZE)).softmax(0) @ values)
+        return torch.stack(heads)
+
+    def check(self, results):
+        for (i, start, _), mixed in results:
+            wanted = torch.stack([self.formula(i, start + t) for t in range(len(mixed))])
+            torch.testing.assert_close(mixed, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_group_keys", [0, 60, 4096])
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+def test_any_mix_of_prefill_chunks_and_decoding_rows(max_group_keys, num_kv_heads):
+    sequences = Sequences([40, 17, 33, 50, 1], num_heads=4, num_kv_heads=num_kv_heads)
+    cache = empty_cache(num_kv_heads)
+    for parts in (
+        [(0, 0, 20), (1, 0, 16), (4, 0, 1)],
+        [(0, 20, 39), (1, 16, 17), (2, 0, 32), (3, 0, 7)],
+        [(3, 7, 49), (0, 39, 40), (2, 32, 33)],
+        [(3, 49, 50)],
+    ):
+        sequences.check(sequences.step(cache, parts, max_group_keys))
+
+
+@pytest.mark.parametrize("max_group_keys", [0, 4096])
+def test_short_and_long_contexts_decode_together(max_group_keys):
+    lengths = [2, 16, 17, 48, 50]
+    sequences = Sequences(lengths, num_heads=2, num_kv_heads=2)
+    cache = empty_cache(2)
+    sequences.check(sequences.step(cache, [(i, 0, n - 1) for i, n in enumerate(lengths)], max_group_keys))
+    sequences.check(sequences.step(cache, [(i, n - 1, n) for i, n in enumerate(lengths)], max_group_keys))

@@ -1,0 +1,87 @@
+"""What the machine offers, and the refusal of what it does not."""
+
+import os
+
+import pytest
+import torch
+
+from model.runtime import device
+from model.runtime.device import choose_device, choose_dtype, free_memory_bytes, usable_cores
+from model.runtime.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:-1", "cpu:0", ""])
+def test_unknown_device_is_refused_by_name(name):
+    with pytest.raises(DeviceError, match=f"'{name}'"):
+        choose_device(name)
+
+
+def test_device_that_is_not_there():
+    with pytest.raises(DeviceError, match="cuda:64"):
+        choose_device("cuda:64")
+
+
+def test_cpu_is_taken_when_asked_for():
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    ("name", "num_parameters", "dtype"),
+    [
+        ("auto", 249_999_999, torch.float32),
+        ("auto", 250_000_000, torch.bfloat16),
+        ("float32", 10**10, torch.float32),
+        ("float16", 1, torch.float16),
+        ("bfloat16", 1, torch.bfloat16),
+    ],
+)
+def test_dtype_on_a_cpu(name, num_parameters, dtype):
+    assert choose_dtype(name, CPU, num_parameters) == dtype
+
+
+def test_unknown_dtype_is_refused_by_name():
+    with pytest.raises(DeviceError, match="'int8'"):
+        choose_dtype("int8", CPU, 1)
+
+
+@pytest.fixture
+def control_group(tmp_path, monkeypatch):
+    """Sets the files of this process's control group."""
+    monkeypatch.setattr(device, "_CGROUP_ROOT", tmp_path)
+
+    def write(**files):
+        for name, text in files.items():
+            (tmp_path / name.replace("__", ".")).write_text(text + "\n")
+
+    return write
+
+
+def test_without_control_groups_the_affinity_decides(control_group):
+    assert usable_cores() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("199999 100000", 1)])
+def test_quota_of_the_control_group_bounds_the_cores(control_group, quota, cores):
+    control_group(cgroup__controllers="cpu memory", cpu__max=quota)
+    assert usable_cores() == cores
+
+
+def test_no_quota(control_group):
+    control_group(cgroup__controllers="cpu memory", cpu__max="max 100000")
+    assert usable_cores() == len(os.sched_getaffinity(0))
+
+
+def test_limit_of_the_control_group_bounds_the_memory(control_group):
+    unlimited = free_memory_bytes(CPU)
+    assert unlimited > 0
+    control_group(
+        cgroup__controllers="cpu memory",
+        memory__max="50000000",
+        memory__current="30000000",
+        memory__stat="anon 25000000\ninactive_file 4000000",
+    )
+    assert free_memory_bytes(CPU) == 24_000_000
+    control_group(memory__current="60000000")
+    assert free_memory_bytes(CPU) == 0

@@ -1,0 +1,186 @@
+"""The sampler against transformers' own logits processors, and the draw against the distribution it is made from."""
+
+import math
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from model.runtime.sampler import Sampler, distribution
+from model.step import SamplingParams, StateStart
+
+CPU = torch.device("cpu")
+START_ID = 1
+
+
+def make_sampler(*params, vocab_size=500, generated_ids=()):
+    sampler = Sampler(num_slots=len(params), vocab_size=vocab_size, start_id=START_ID, device=CPU)
+    for slot, one in enumerate(params):
+        sampler.start(StateStart(slot, one, generated_ids))
+    return sampler
+
+
+def random_scores(rows=1, vocab_size=500, seed=0):
+    return 5 * torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_probabilities(scores, params, generated_ids):
+    processors = LogitsProcessorList()
+    if params.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    processors.append(TemperatureLogitsWarper(params.temperature))
+    if params.top_k is not None:
+        processors.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        processors.append(TopPLogitsWarper(params.top_p))
+    return processors(torch.tensor([[START_ID, *generated_ids]]), scores).softmax(-1)[0]
+
+
+def our_probabilities(scores, params, generated_ids):
+    ids, probabilities = distribution(
+        make_sampler(params, generated_ids=generated_ids).penalised(scores, [0]), [params]
+    )
+    assert torch.equal(ids, ids.sort(dim=1).values)
+    return torch.zeros(scores.shape[1]).scatter_(0, ids[0], probabilities[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.9])
+@pytest.mark.parametrize("top_k", [None, 1, 20, 499, 500, 501])
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 1e-6])
+def test_distribution_is_that_of_transformers(seed, temperature, top_k, top_p):
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=1.3)
+    scores, generated_ids = random_scores(seed=seed), (5, 7, 7, 499)
+    wanted = transformers_probabilities(scores, params, generated_ids)
+    torch.testing.assert_close(our_probabilities(scores, params, generated_ids), wanted, rtol=1e-5, atol=1e-7)
+    # As a model in half precision gives them: many are equal, and transformers leaves to chance which of those at the
+    # edge of the nucleus stay, but not how many.
+    scores = scores.bfloat16().float()
+    wanted = transformers_probabilities(scores, params, generated_ids).sort().values
+    ours = our_probabilities(scores, params, generated_ids).sort().values
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_of_equal_scores_at_the_edge_of_the_nucleus_the_lower_ids_stay():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 3.0, 3.0, 0.0]])
+    _, probabilities = distribution(scores, [SamplingParams(temperature=1.0, top_p=0.4)])
+    assert torch.equal(probabilities[0] > 0, torch.tensor([False, True, True, False, False, False]))
+
+
+def test_ties_with_the_last_of_top_k_stay():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    _, probabilities = distribution(scores, [SamplingParams(temperature=1.0, top_k=2)])
+    assert torch.equal(probabilities[0] > 0, torch.tensor([True, True, True, True]))
+
+
+def test_rows_of_different_top_k_do_not_disturb_each_other():
+    scores = random_scores(rows=3)
+    params = [SamplingParams(temperature=0.8, top_k=k, top_p=p) for k, p in ((3, 0.9), (200, 0.5), (500, 1.0))]
+    ids_RK, probabilities_RK = distribution(scores, params)
+    for row, one in enumerate(params):
+        together = torch.zeros(500).scatter_(0, ids_RK[row], probabilities_RK[row])
+        torch.testing.assert_close(together, our_probabilities(scores[row : row + 1], one, ()))
+
+
+@pytest.mark.parametrize("top_k", [None, 40])
+def test_draw_takes_each_id_on_its_own_stretch_of_the_unit_interval(top_k):
+    params = SamplingParams(temperature=1.5, top_k=top_k, top_p=0.9)
+    scores = random_scores()
+    cumulative = our_probabilities(scores, params, ()).double().cumsum(0)
+    sampler = make_sampler(params)
+    for point in torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist():
+        [sampled] = sampler.draw(scores, [0], [point])
+        wanted = int((cumulative <= point * cumulative[-1]).sum())
+        assert sampled.token_id == wanted
+
+
+@pytest.mark.parametrize("point", [0.0, math.nextafter(1.0, 0.0)])
+def test_ends_of_the_unit_interval_never_take_an_id_without_probability(point):
+    scores = torch.full((1, 500), -math.inf)
+    scores[0, [200, 300]] = torch.tensor([1.0, 1.1])
+    for params in (SamplingParams(temperature=1.0), SamplingParams(temperature=1.0, top_k=5, top_p=0.99)):
+        [sampled] = make_sampler(params).draw(scores, [0], [point])
+        assert sampled.token_id == (200 if point == 0 else 300)
+
+
+def test_tiny_temperature_takes_the_best():
+    params = SamplingParams(temperature=1e-300)
+    scores = random_scores()
+    scores[0, 77] = 100
+    assert make_sampler(params).draw(scores, [0], [0.99])[0].token_id == 77
+
+
+def test_greedy_and_sampling_rows_with_and_without_penalties_in_one_call():
+    params = [
+        SamplingParams(),
+        SamplingParams(temperature=0.7, top_k=100, top_p=0.8),
+        SamplingParams(repetition_penalty=1.5, num_logprobs=2),
+        SamplingParams(temperature=1.2),
+        SamplingParams(temperature=0.7, top_k=5, presence_penalty=1.0),
+    ]
+    scores = random_scores(rows=5)
+    points = [0.1, 0.3, 0.5, 0.7, 0.9]
+    together = make_sampler(*params)
+    alone = [make_sampler(one) for one in params]
+    for _ in range(6):
+        wanted = [sampler.draw(scores[r : r + 1], [0], [points[r]])[0] for r, sampler in enumerate(alone)]
+        # Slots in another order than rows, as sequences come and go.
+        order = [3, 0, 4, 2, 1]
+        assert together.draw(scores[order], order, [points[r] for r in order]) == [wanted[r] for r in order]
+
+
+def test_penalties_see_generated_ids_and_repetition_the_start_id_too():
+    scores = torch.tensor([[2.0, 2.0, -2.0, 2.0, -2.0, 2.0]])
+    params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5)
+    sampler = make_sampler(params, vocab_size=6, generated_ids=(2, 3, 3))
+    assert sampler.penalised(scores, [0]).tolist() == [[2.0, 1.0, -4.75, -0.25, -2.0, 2.0]]
+
+
+def test_drawn_ids_count_for_the_next_draw():
+    sampler = make_sampler(SamplingParams(frequency_penalty=1.0), vocab_size=4)
+    scores = torch.tensor([[0.0, 0.5, 2.6, 0.0]])
+    drawn = [sampler.draw(scores, [0], [0.0])[0].token_id for _ in range(5)]
+    assert drawn == [2, 2, 2, 1, 0]
+
+
+def test_starting_a_slot_forgets_what_it_held():
+    params = SamplingParams(presence_penalty=10.0)
+    sampler = make_sampler(params, vocab_size=4, generated_ids=(3,))
+    scores = torch.tensor([[0.0, 0.0, 0.0, 5.0]])
+    sampler.start(StateStart(0, params, ()))
+    assert sampler.draw(scores, [0], [0.0])[0].token_id == 3
+
+
+def test_log_probabilities_only_where_asked_for():
+    params = [SamplingParams(num_logprobs=3), SamplingParams(), SamplingParams(num_logprobs=0, presence_penalty=50.0)]
+    scores = random_scores(rows=3)
+    wanted = scores.log_softmax(-1)
+    sampler = make_sampler(*params)
+    first, second, third = sampler.draw(scores, [0, 1, 2], [0.0] * 3)
+    assert [token_id for token_id, _ in first.top] == wanted[0].topk(3).indices.tolist()
+    assert first.logprob == pytest.approx(wanted[0, first.token_id].item())
+    assert (second.logprob, second.top) == (None, ())
+    assert third.top == ()
+    assert third.logprob == pytest.approx(wanted[2].max().item())
+
+
+def test_scores_that_are_not_numbers_do_not_stop_the_others():
+    scores = random_scores(rows=2)
+    scores[0] = math.nan
+    for params in (
+        SamplingParams(),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=1.0, top_k=4, top_p=0.5),
+    ):
+        sampler = make_sampler(params, params)
+        for rows in ([0], [0, 1]):
+            sampled = sampler.draw(scores[rows], rows, [0.5] * len(rows))
+            assert all(0 <= one.token_id < 500 for one in sampled)
+        [alone] = sampler.draw(scores[1:], [1], [0.5])
+        assert sampled[1] == alone

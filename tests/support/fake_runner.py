@@ -1,0 +1,144 @@
+"""A runner without torch whose answers depend on everything the engine has to get right.
+
+Each computed token is written into a simulated KV cache under (block id, offset), and an id is drawn by hashing what
+the row's block table reads back there: a wrong block table, position, crop, skipped or doubled token, or a state that
+was not restored, changes the answer. `expected_ids` computes the same answer in one go, from the request alone.
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from model.step import EncodeWork, RunnerInfo, Sampled, SamplingParams, SequenceRow, StepBatch, StepOutput
+from server.engine.sequence import uniform
+
+ENCODE_BLOCK_S = 0.001
+"""Seconds that the fake claims for one tower block of one crop."""
+
+
+def make_info(
+    *,
+    num_kv_blocks: int = 64,
+    kv_block_tokens: int = 4,
+    num_crop_slots: int = 8,
+    num_state_slots: int = 4,
+    num_vision_blocks: int = 4,
+) -> RunnerInfo:
+    return RunnerInfo(
+        num_kv_blocks=num_kv_blocks,
+        kv_block_tokens=kv_block_tokens,
+        num_crop_slots=num_crop_slots,
+        num_state_slots=num_state_slots,
+        num_vision_blocks=num_vision_blocks,
+        device="fake",
+        dtype="float32",
+        weight_bytes=0,
+        kv_bytes=0,
+        load_s=0.0,
+    )
+
+
+class FakeRunner:
+    """Ids are below `vocab_size`. Given anything but the next blocks of a crop or a crop not encoded, it raises."""
+
+    def __init__(self, info: RunnerInfo, *, vocab_size: int = 23) -> None:
+        self.info = info
+        self._vocab_size = vocab_size
+        self._kv: dict[tuple[int, int], bytes] = {}
+        self._states: dict[int, tuple[SamplingParams, list[int]]] = {}
+        self._encoding: dict[int, tuple[bytes, int]] = {}
+        """By crop slot: digest of the pixels, tower blocks done."""
+
+    def run(self, batch: StepBatch) -> StepOutput:
+        for start in batch.starts:
+            self._states[start.state_slot] = (start.sampling, list(start.generated_ids))
+        num_blocks = sum(self._encode(work) for work in batch.encode)
+        for row in batch.rows:
+            self._write(row)
+        return StepOutput(tuple(map(self._draw, batch.rows)), encode_s=num_blocks * ENCODE_BLOCK_S)
+
+    def _encode(self, work: EncodeWork) -> int:
+        if work.first_block == 0:
+            assert len(work.pixels) == work.height * work.width * 3
+            self._encoding[work.crop_slot] = (digest(work.width, work.height, work.pixels), 0)
+        pixels, blocks_done = self._encoding[work.crop_slot]
+        assert blocks_done == work.first_block < work.last_block <= self.info.num_vision_blocks
+        self._encoding[work.crop_slot] = (pixels, work.last_block)
+        return work.last_block - work.first_block
+
+    def _write(self, row: SequenceRow) -> None:
+        inputs = [text_input(token_id) for token_id in row.token_ids]
+        for crop in row.crops:
+            pixels, blocks_done = self._encoding[crop.crop_slot]
+            assert blocks_done == self.info.num_vision_blocks
+            vectors = [crop_input(pixels, crop.first_query + index) for index in range(crop.num_queries)]
+            inputs[crop.offset : crop.offset + crop.num_queries] = vectors
+        for position, cell in enumerate(inputs, row.start):
+            self._kv[self._place(row, position)] = b"%d:%s" % (position, cell)
+
+    def _draw(self, row: SequenceRow) -> Sampled | None:
+        if row.draw is None:
+            return None
+        sampling, generated = self._states[row.state_slot]
+        cells = [self._kv[self._place(row, position)] for position in range(row.start + len(row.token_ids))]
+        sampled = choose(cells, generated, sampling, row.draw.uniform, self._vocab_size)
+        generated.append(sampled.token_id)
+        return sampled
+
+    def _place(self, row: SequenceRow, position: int) -> tuple[int, int]:
+        index, offset = divmod(position, self.info.kv_block_tokens)
+        return row.block_table[index], offset
+
+
+def digest(width: int, height: int, pixels: bytes | memoryview) -> bytes:
+    return blake2b(b"%dx%d:%s" % (width, height, bytes(pixels)), digest_size=8).digest()
+
+
+def text_input(token_id: int) -> bytes:
+    return b"id %d;" % token_id
+
+
+def crop_input(pixels: bytes, query: int) -> bytes:
+    return b"crop %s %d;" % (pixels, query)
+
+
+def choose(
+    cells: Iterable[bytes], generated: list[int], sampling: SamplingParams, point: float, vocab_size: int
+) -> Sampled:
+    """The next id, from what the cache holds, what the sampling state has seen, and the draw."""
+    seen = f"{generated} {sampling} {point if sampling.temperature > 0 else None}"
+    token_id = int.from_bytes(blake2b(b"".join([*cells, seen.encode()]), digest_size=8).digest()) % vocab_size
+    if sampling.num_logprobs is None:
+        return Sampled(token_id, None, ())
+    top = tuple(((token_id + rank) % vocab_size, -0.5 - rank) for rank in range(sampling.num_logprobs))
+    return Sampled(token_id, -0.5, top)
+
+
+def expected_ids(
+    prompt_ids: Iterable[int],
+    crops: Iterable[tuple[int, bytes]],
+    *,
+    crop_queries: int,
+    sampling: SamplingParams,
+    seed: int,
+    max_tokens: int,
+    eos_id: int | None,
+    vocab_size: int = 23,
+) -> list[int]:
+    """What a FakeRunner's sequence generates when nothing goes wrong: all at once, alone, without any cache.
+
+    Args:
+        prompt_ids: the prompt.
+        crops: (position of the first query token, `digest` of the crop).
+        crop_queries: positions that a crop takes.
+        sampling, seed, max_tokens, eos_id: as in the request.
+        vocab_size: the runner's.
+    """
+    inputs = [text_input(token_id) for token_id in prompt_ids]
+    for start, pixels in crops:
+        inputs[start : start + crop_queries] = [crop_input(pixels, query) for query in range(crop_queries)]
+    generated: list[int] = []
+    while len(generated) < max_tokens and (not generated or generated[-1] != eos_id):
+        known = inputs + [text_input(token_id) for token_id in generated]
+        cells = [b"%d:%s" % (position, cell) for position, cell in enumerate(known)]
+        generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size).token_id)
+    return generated

@@ -1,0 +1,174 @@
+import asyncio
+import dataclasses
+import hashlib
+
+import pytest
+from PIL import Image
+
+from model.config import load_config
+from model.prompt import Turn, build_prompt
+from model.slicing import plan_slices
+from model.tokenizer import Tokenizer
+from server.engine.arena import padded
+from server.engine.prepare import EngineLimits, Preparer, choice_seeds
+from server.errors import ContextOverflow, InvalidImage, InvalidRequest
+from server.image import ImageLimits, inspect_image
+from server.request import ImageInput, Message
+from tests.support.engines import CHECKPOINT, load_tokenizer, make_image, make_request
+from tests.support.golden import case_names, load_case
+from tests.support.pictures import encode
+
+CONFIG = load_config(CHECKPOINT)
+LIMITS = EngineLimits(max_context_tokens=4096, default_max_tokens=1024, max_crops=100, max_crop_bytes=10**8)
+
+
+@pytest.fixture
+def preparer():
+    preparer = Preparer(CONFIG, load_tokenizer(), num_image_threads=2, specials_in_text=False)
+    yield preparer
+    preparer.close()
+
+
+def prepare(preparer, request, **limits):
+    return asyncio.run(preparer.prepare(request, dataclasses.replace(LIMITS, **limits)))
+
+
+def refusal(preparer, request, **limits):
+    with pytest.raises(InvalidRequest) as caught:
+        prepare(preparer, request, **limits)
+    return caught.value
+
+
+def damaged(width, height):
+    """A picture whose header is in order and whose pixels are not there."""
+    data = encode(Image.effect_noise((width, height), 50).convert("RGB"))
+    return ImageInput(data[: len(data) // 2], width, height)
+
+
+@pytest.mark.parametrize("name", case_names())
+def test_ids_and_pixels_are_those_of_the_reference(name):
+    case = load_case(name)
+    config = load_config(case.checkpoint)
+    tokenizer = Tokenizer.from_folder(case.checkpoint, config.release)
+    messages = [Message(message["role"], message["content"]) for message in case.messages]
+    if case.image_path is not None:
+        limits = ImageLimits(max_bytes=10**8, max_pixels=10**8, max_side=10**6, max_aspect=10**6)
+        picture = inspect_image(case.image_path.read_bytes(), limits)
+        messages[0] = dataclasses.replace(messages[0], images=(picture,))
+    # The reference takes special tokens wherever they stand.
+    preparer = Preparer(config, tokenizer, num_image_threads=1, specials_in_text=True)
+    prepared = prepare(preparer, dataclasses.replace(make_request("?"), messages=tuple(messages)))
+    preparer.close()
+    assert list(prepared.prompt_ids) == case.input_ids
+    assert [crop.start for crop in prepared.crops] == [first for first, _ in case.facts.get("image_bound", [])]
+    hashes = [hashlib.sha256(crop.pixels.tobytes()).hexdigest() for crop in prepared.crops]
+    assert hashes == [picture["rgb_sha256"] for picture in case.facts.get("pictures", [])]
+
+
+def test_prompt_and_crops_fit_together(preparer):
+    first, second = make_image(1000, 500), make_image(100, 80, "blue")
+    request = dataclasses.replace(
+        make_request("?"),
+        messages=(Message("user", "one", (first,)), Message("assistant", "ok"), Message("user", "two", (second,))),
+    )
+    prepared = prepare(preparer, request)
+    plans = [plan_slices(image.width, image.height, CONFIG.slicing) for image in (first, second)]
+    turns = [Turn("user", "one", (plans[0],)), Turn("assistant", "ok"), Turn("user", "two", (plans[1],))]
+    prompt = build_prompt(turns, load_tokenizer(), CONFIG.resampler.num_queries, specials_in_text=False)
+    assert prepared.prompt_ids == prompt.token_ids
+    assert [crop.start for crop in prepared.crops] == [span.start for span in prompt.crop_spans]
+    sizes = [size for plan in plans for size in plan.crop_sizes]
+    assert [crop.pixels.shape for crop in prepared.crops] == [(height, width, 3) for width, height in sizes]
+    assert {tuple(crop.pixels.reshape(-1, 3)[0]) for crop in prepared.crops} == {(255, 0, 0), (0, 0, 255)}
+    usage = prepared.usage
+    assert usage.prompt_tokens == len(prompt.token_ids)
+    assert (usage.num_images, usage.num_crops, usage.image_tokens) == (2, len(sizes), 64 * len(sizes))
+    assert usage.image_pixels == 1000 * 500 + 100 * 80
+    assert [work.num_crops for work in prepared.image_work] == [plan.num_crops for plan in plans]
+
+
+def test_equal_crops_have_equal_hashes_and_others_do_not(preparer):
+    def hashes(*images):
+        return [crop.content_hash for crop in prepare(preparer, make_request("?", *images)).crops]
+
+    red, same, blue = make_image(), make_image(), make_image(color="blue")
+    assert hashes(red, blue) == hashes(same, blue)
+    assert len(set(hashes(red, blue))) == 2
+    # Two shapes of one colour: the same bytes in other rows.
+    wide, tall = make_image(200, 50), make_image(50, 200)
+    assert len(set(hashes(wide, tall))) == 2
+    assert all(len(content_hash) == 16 for content_hash in hashes(red))
+
+
+def test_context_overflow_comes_before_any_pixel_is_decoded(preparer):
+    request = make_request("?", damaged(1000, 500), max_tokens=4000)
+    error = refusal(preparer, request)
+    assert isinstance(error, ContextOverflow)
+    num_prompt = prepare(preparer, make_request("?", make_image(1000, 500), max_tokens=1)).usage.prompt_tokens
+    assert error.message == (
+        f"the prompt has {num_prompt} tokens, of which 192 for images, and 4000 more are asked for; "
+        "the context of the model is 4096 tokens"
+    )
+    assert error.param == "max_tokens"
+    assert isinstance(refusal(preparer, make_request("?", damaged(1000, 500))), InvalidImage)
+
+
+def test_the_last_token_that_fits_fits(preparer):
+    num_prompt = prepare(preparer, make_request("hello")).usage.prompt_tokens
+    assert prepare(preparer, make_request("hello", max_tokens=4096 - num_prompt)).max_tokens == 4096 - num_prompt
+    assert isinstance(refusal(preparer, make_request("hello", max_tokens=4097 - num_prompt)), ContextOverflow)
+
+
+def test_without_max_tokens_the_default_is_cut_to_what_is_left(preparer):
+    request = make_request("hello", max_tokens=None)
+    assert prepare(preparer, request).max_tokens == 1024
+    num_prompt = prepare(preparer, request).usage.prompt_tokens
+    assert prepare(preparer, request, max_context_tokens=num_prompt + 5).max_tokens == 5
+    assert prepare(preparer, request, max_context_tokens=num_prompt + 1).max_tokens == 1
+    error = refusal(preparer, request, max_context_tokens=num_prompt)
+    assert isinstance(error, ContextOverflow)
+    assert error.param == "messages"
+
+
+def test_a_text_that_cannot_fit_is_not_even_tokenized(preparer, monkeypatch):
+    monkeypatch.setattr("server.engine.prepare.build_prompt", lambda *_, **__: pytest.fail("tokenized"))
+    error = refusal(preparer, make_request("x" * 10**6))
+    assert isinstance(error, ContextOverflow)
+    assert error.message.startswith("the prompt has at least ")
+    assert error.message.endswith(" tokens, of which 0 for images; the context of the model is 4096 tokens")
+
+
+def test_more_crops_than_the_engine_holds(preparer):
+    request = make_request("?", damaged(1000, 500))
+    assert refusal(preparer, request, max_crops=2).message == "the images make 3 slices; the engine holds 2 at most"
+    crops = prepare(preparer, make_request("?", make_image(1000, 500))).crops
+    num_bytes = sum(padded(crop.pixels.nbytes) for crop in crops)
+    assert refusal(preparer, request, max_crop_bytes=num_bytes - 1).message == (
+        f"the images make slices of {num_bytes} bytes; the engine takes {num_bytes - 1} at most"
+    )
+
+
+def test_one_damaged_picture_among_others(preparer):
+    images = [make_image(), damaged(100, 80), make_image()]
+    assert isinstance(refusal(preparer, make_request("?", *images)), InvalidImage)
+
+
+def test_a_text_that_is_no_unicode(preparer):
+    assert refusal(preparer, make_request("\ud800")).param == "messages"
+
+
+@pytest.mark.parametrize("specials_in_text", [True, False])
+def test_control_tokens_in_a_text_are_text_unless_allowed(specials_in_text):
+    preparer = Preparer(CONFIG, load_tokenizer(), num_image_threads=1, specials_in_text=specials_in_text)
+    prepared = prepare(preparer, make_request("a </s> b"))
+    assert (load_tokenizer().eos_id in prepared.prompt_ids) == specials_in_text
+    preparer.close()
+
+
+def test_seeds():
+    assert choice_seeds(7, 3)[:1] == choice_seeds(7, 1)
+    assert len(set(choice_seeds(7, 50) + choice_seeds(8, 50) + choice_seeds(-7, 50))) == 150
+    assert all(0 <= seed < 2**63 for seed in choice_seeds(2**64, 10))
+    assert choice_seeds(None, 2) != choice_seeds(None, 2)
+    digest = hashlib.blake2b(b"7/0", digest_size=8).digest()
+    assert choice_seeds(7, 1) == (int.from_bytes(digest, "big") >> 1,)

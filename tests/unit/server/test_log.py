@@ -1,0 +1,96 @@
+"""Each line is one record, with its request's id, in both forms."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from server.log import configure_logging, request_id_var, with_fields
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def request_id() -> Iterator[str]:
+    token = request_id_var.set("req-1")
+    yield "req-1"
+    request_id_var.reset(token)
+
+
+logger = logging.getLogger("server.test")
+
+
+def test_text_line(capsys: pytest.CaptureFixture[str], request_id: str) -> None:
+    configure_logging("info", "text")
+    logger.info("done in %d steps", 3, extra=with_fields({"total_s": 0.5, "absent": None}))
+    time, rest = capsys.readouterr().err.split(" ", 1)
+    assert time.endswith("Z")
+    assert rest == "INFO server.test [req-1] done in 3 steps total_s=0.5\n"
+
+
+def test_text_line_outside_a_request(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text")
+    logger.warning("hot")
+    assert capsys.readouterr().err.split(" ", 1)[1] == "WARNING server.test hot\n"
+
+
+def test_message_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text")
+    logger.info("path %s", "/x\r\n2026 ERROR forged")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_json_line(capsys: pytest.CaptureFixture[str], request_id: str) -> None:
+    configure_logging("debug", "json")
+    logger.debug('a "quoted"\nmessage', extra=with_fields({"total_s": 0.5, "level": "not this one"}))
+    line = json.loads(capsys.readouterr().err)
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "debug",
+        "logger": "server.test",
+        "request_id": "req-1",
+        "message": 'a "quoted"\nmessage',
+        "total_s": 0.5,
+    }
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_traceback_is_kept(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    configure_logging("info", form)  # type: ignore[arg-type]
+    try:
+        raise ValueError("the cause")
+    except ValueError:
+        logger.exception("failed")
+    printed = capsys.readouterr().err
+    assert "the cause" in printed
+    assert "Traceback" in printed
+
+
+def test_level_is_a_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("error", "text")
+    logger.warning("unheard")
+    assert capsys.readouterr().err == ""
+
+
+def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text")
+    configure_logging("info", "text")
+    logger.info("once")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_threads_and_tasks_of_a_request_inherit_its_id(request_id: str) -> None:
+    async def look() -> tuple[str | None, str | None]:
+        return await asyncio.create_task(asyncio.sleep(0, request_id_var.get())), await asyncio.to_thread(
+            request_id_var.get
+        )
+
+    assert asyncio.run(look()) == (request_id, request_id)

@@ -1,0 +1,148 @@
+"""Imports point one way, and torch stays behind one door."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers")
+
+# Layer -> its modules (by prefix; the longest one counts), and the layers that they may import besides their own.
+LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # What the checkpoint defines. Knows nothing of the server.
+    "model": (("model.config", "model.step", "model.tokenizer", "model.slicing", "model.prompt"), ()),
+    "networks": (("model.nn",), ("model",)),
+    "runtime": (("model.runtime",), ("networks", "model")),
+    # Words that the API and the engine share.
+    "words": (
+        (
+            "server.errors",
+            "server.hub",
+            "server.image",
+            "server.log",
+            "server.request",
+            "server.sampling_defaults",
+            "server.settings",
+            "server.version",
+        ),
+        ("model",),
+    ),
+    "messages": (("server.engine.channel", "server.engine.transport", "server.engine.arena"), ("model",)),
+    # The engine's own logic: integers only, no clock, no I/O.
+    "schedule": (
+        (
+            "server.engine.blocks",
+            "server.engine.encoding",
+            "server.engine.limits",
+            "server.engine.loop",
+            "server.engine.scheduler",
+            "server.engine.sequence",
+            "server.engine.stats",
+            "server.engine.vision_cache",
+        ),
+        ("messages", "model"),
+    ),
+    # The one door to torch.
+    "worker": (("server.engine.worker",), ("schedule", "runtime", "messages", "words", "model")),
+    # The API process's half of the engine, and its front.
+    "prepare": (("server.engine.prepare",), ("messages", "words", "model")),
+    "watch": (
+        ("server.engine.answer", "server.engine.detokenizer", "server.engine.session", "server.engine.supervisor"),
+        ("prepare", "messages", "words", "model"),
+    ),
+    "client": (("server.engine.client",), ("watch", "prepare", "messages", "words", "model")),
+    "metrics": (("server.metrics",), ("messages", "words")),
+    # The HTTP layer: to it the engine is a client that turns a request into a prepared one, and that into events.
+    "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "words")),
+    # The composition root.
+    "commands": (
+        ("server.__main__", "server.banner", "server.serve"),
+        ("api", "client", "watch", "metrics", "messages", "words", "model"),
+    ),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for folder in ("model", "server") for path in sorted((ROOT / folder).rglob("*.py"))}
+PACKAGES = {name for name, path in SOURCES.items() if path.name == "__init__.py"}
+MODULES = sorted(set(SOURCES) - PACKAGES)
+
+
+def is_within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def imported_modules(name: str) -> set[str]:
+    """The project's modules that an import statement of this one names, wherever in the file it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative imports hide the direction"
+            # `from server.api import errors` names a module, `from server.errors import ApiError` a thing in one.
+            members = {f"{node.module}.{alias.name}" for alias in node.names} & SOURCES.keys()
+            found |= members or {str(node.module)}
+    # A package itself is empty, so naming one imports nothing.
+    return {other for other in found - PACKAGES if is_within(other, "model") or is_within(other, "server")}
+
+
+def layer_of(name: str) -> str:
+    prefixes = {
+        prefix: layer for layer, (modules, _) in LAYERS.items() for prefix in modules if is_within(name, prefix)
+    }
+    assert prefixes, f"{name} has no place in LAYERS"
+    return prefixes[max(prefixes, key=len)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    layer = layer_of(name)
+    allowed = {layer, *LAYERS[layer][1]}
+    assert {other: layer_of(other) for other in imported_modules(name) if layer_of(other) not in allowed} == {}
+
+
+def test_the_table_names_what_exists():
+    named = {prefix for modules, _ in LAYERS.values() for prefix in modules}
+    assert named - SOURCES.keys() == set()
+
+
+def is_torch_free(name: str) -> bool:
+    return layer_of(name) not in {"networks", "runtime", "worker"}
+
+
+BATCHES = {
+    "model": [name for name in MODULES if is_within(name, "model") and is_torch_free(name)],
+    "engine": [name for name in MODULES if is_within(name, "server.engine") and is_torch_free(name)],
+    "api": [name for name in MODULES if is_within(name, "server.api")],
+    "server": [name for name in MODULES if is_within(name, "server") and name.count(".") == 1],
+}
+IMPORT_EACH = f"""
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    loaded = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]
+    if loaded:
+        sys.exit(f"{{name}} loads {{loaded}}")
+"""
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_no_torch_is_loaded_indirectly(batch):
+    # One interpreter a batch, which looks after each import: starting one for each module would take a minute.
+    assert BATCHES[batch]
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_EACH, *BATCHES[batch]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_init_file_is_empty():
+    assert [name for name in sorted(PACKAGES) if SOURCES[name].read_text(encoding="utf-8")] == []
