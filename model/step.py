@@ -65,7 +65,7 @@ class EncodeWork:
     first_block: int
     last_block: int
     pixels: bytes | memoryview
-    """uint8, height x width x 3 in RGB order. Read only when `first_block` is 0."""
+    """uint8, height x width x 3 in RGB order, read before `run` returns. Empty when `first_block` is not 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """The command line: `minicpmv serve`, `minicpmv selftest`, `minicpmv --version`."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
-from server.settings import InvalidSettings, load_settings
+from server.settings import DEVICE_PATTERN, InvalidSettings, load_settings
 from server.version import VERSION
 
 
@@ -35,10 +36,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: Sequence[str]) -> int:
     settings = load_settings(arguments, command="serve")
-    # Here, so that --help and a wrong setting are answered at once.
+    # Here, as below, so that --help and wrong flags are answered at once.
     from server.serve import run_server
 
     return run_server(settings)
+
+
+def _selftest(arguments: Sequence[str]) -> int:
+    """Status 0 when all stages agree, 1 when one differs or nothing could be compared."""
+    parser = argparse.ArgumentParser(
+        prog="minicpmv selftest",
+        description="Compare a checkpoint, stage by stage, with networks put together from transformers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", default="demo", help="folder with a checkpoint, hub id, or demo")
+    parser.add_argument("--revision", help="revision of a hub id: commit, tag or branch")
+    parser.add_argument("--model-source", choices=["huggingface", "modelscope"], default="huggingface")
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    parser.add_argument("--num-threads", type=_positive, help="CPU threads; default: the usable cores")
+    given = parser.parse_args(arguments)
+
+    # The one command that computes in this process; it serves nobody, so torch may live here.
+    from model.config import ConfigError
+    from model.runtime.errors import RunnerStartError
+    from model.runtime.selftest import run_selftest
+    from model.tokenizer import TokenizerError
+    from server.hub import ModelError, resolve_model
+
+    try:
+        folder = resolve_model(given.model, given.revision, given.model_source).folder
+        agrees = run_selftest(folder, device=given.device, dtype=given.dtype, num_threads=given.num_threads)
+    except (ModelError, ConfigError, TokenizerError, RunnerStartError) as err:
+        print(f"minicpmv: {err}", file=sys.stderr)
+        return 1
+    return 0 if agrees else 1
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(DEVICE_PATTERN, text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class ServerLife:
         self._told_to_stop = asyncio.Event()
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. A second one ends the process at once.
+        """Until SIGTERM or SIGINT. A second one while requests are running ends the process at once.
 
         Raises:
             Exception: what the engine's `start` raised, after an orderly stop.
@@ -104,7 +104,8 @@ class ServerLife:
             logger.warning("%d requests did not end in time and are ended", self._admission.num_held)
 
     def _on_signal(self, number: int) -> None:
-        if self._told_to_stop.is_set():
-            # Somebody is in a hurry. The engine process leaves by itself when its socket closes.
+        if self._told_to_stop.is_set() and self._admission.num_held:
+            # Somebody will not wait for the requests. The engine process leaves by itself when its socket closes.
+            # Without requests the stop is a matter of moments, and goes on in its order.
             os._exit(128 + number)
         self._told_to_stop.set()

@@ -1,7 +1,8 @@
 """Every setting of the server, once: flag, environment variable, YAML key and secret file are the same field.
 
-Precedence: flag, then environment (`MINICPMV_PORT`), then YAML (`--config FILE`), then a file of that name in
-`MINICPMV_SECRETS_DIR`, then the default here. Nothing else in the program reads the environment.
+Precedence: flag, then environment (`MINICPMV_PORT`), then YAML (`--config FILE`), then a file named like the
+environment variable in the folder `MINICPMV_SECRETS_DIR`, then the default here. Nothing else in the program reads the
+environment.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 ENV_PREFIX = "MINICPMV_"
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -59,7 +61,7 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(None, description="model id that clients see; default: by --model")
 
     # Where and how it is computed
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and activations")
     num_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; default: the usable cores")
     kv_cache_memory: Bytes | None = Field(None, ge=2**20, description="KV cache, as 2GiB; default: by free memory")
@@ -111,8 +113,8 @@ class Settings(BaseSettings):
         False, description="let special tokens typed in messages act as such; only where every client is trusted"
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="for people, or for collectors: an object a line")
 
     @field_validator("api_keys")
     @classmethod

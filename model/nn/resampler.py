@@ -14,8 +14,8 @@ from model.nn.linear import Linear, linear
 from model.nn.recent import Recent
 from model.nn.resize import resize_table
 
-# Grids seen lately; a table is 4.7 MB (1024 patches, official width, half precision).
-_MAX_POSITION_TABLES = 16
+# Grids seen lately, two a picture: a table takes 4.7 MB at the official width, and is cheap beside an encoding.
+_MAX_POSITION_TABLES = 4
 
 
 class Resampler(nn.Module):

@@ -15,8 +15,9 @@ from model.nn.linear import Linear, linear
 from model.nn.recent import Recent
 from model.nn.resize import resize_table
 
-# Sizes of crops seen lately; a table is 2.4 MB (1024 patches, official width, half precision).
-_MAX_POSITION_TABLES = 16
+# Sizes of crops seen lately, two a picture: a table takes 2.4 MB at the official width, and costs little beside an
+# encoding.
+_MAX_POSITION_TABLES = 4
 
 
 class PatchEmbedding(nn.Module):

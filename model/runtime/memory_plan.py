@@ -10,8 +10,9 @@ from model.runtime.kv_cache import BLOCK_TOKENS, block_bytes
 
 _GIB = 1024**3
 
-# Of a GPU's memory, left to the driver, to fragmentation and to other processes' small needs.
-_GPU_RESERVE = 0.10
+# Left of a GPU's free memory for fragmentation, the libraries' workspaces and small tables. Not a share of the card: a
+# tenth of 8 GiB is all that the official weights in bfloat16 leave there.
+_GPU_RESERVE_BYTES = 384 * 1024**2
 # On a host the cache shares the memory with everything else that runs there.
 _MAX_HOST_SHARE = 0.25
 _MAX_HOST_BYTES = 4 * _GIB
@@ -80,30 +81,30 @@ def plan_kv_blocks(
 
 
 def workspace_bytes(config: ModelConfig, dtype: torch.dtype, limits: Limits) -> int:
-    """Bytes that one step may need for a time, at the most; rounded up generously."""
+    """Bytes that one step needs for a time, at the most: encoding, the forward pass and the draws do not overlap."""
     language, vision = config.language, config.vision
     heads = (language.num_heads + 2 * language.num_kv_heads) * language.head_size
-    # Of a layer's activations the norms and rotations are float32, the rest in the model's dtype.
-    token_bytes = (6 * language.hidden_size + 2 * heads + 3 * language.mlp_size) * dtype.itemsize + 8 * heads
-    # Keys and values of the sequences that decode together, and of the longest one in a prefill chunk.
-    keys = max(limits.max_group_keys, limits.max_context_tokens)
-    key_bytes = 4 * language.num_kv_heads * language.head_size * dtype.itemsize
-    # Scores, their copies after penalty and temperature, the sorted copy and the sort's own memory.
-    score_bytes = 8 * 4 * language.vocab_size
+    # Residual stream, norms, fused q, k, v with their rotated copies in float32, gate, up and their product.
+    token_bytes = (4 * language.hidden_size + 2 * heads + 3 * language.mlp_size) * dtype.itemsize + 4 * heads
+    # Gathered keys and values of the sequences that decode together, or of the longest one in a prefill chunk.
+    num_keys = max(limits.max_group_keys, limits.max_context_tokens)
+    key_bytes = 2 * 2 * language.num_kv_heads * language.head_size * dtype.itemsize
+    # Scores in both formats, their copies after penalty and temperature, the sorted copy, its order and sums.
+    score_bytes = 10 * 4 * language.vocab_size
+    # Residual stream, norm, and the wider of the tower's inner layer and the resampler's keys and values.
     patches = (config.slicing.image_size // vision.patch_size) ** 2
-    patch_bytes = (8 * vision.hidden_size + 2 * vision.mlp_size + 4 * language.hidden_size) * dtype.itemsize
-    return (
-        limits.max_step_tokens * token_bytes
-        + keys * key_bytes
-        + limits.max_num_sequences * score_bytes
-        + 2 * limits.max_crops_per_pass * patches * patch_bytes
+    inner = max(2 * vision.mlp_size, 5 * language.hidden_size)
+    crop_bytes = patches * (2 * vision.hidden_size + inner) * dtype.itemsize
+    return max(
+        limits.max_crops_per_pass * crop_bytes,
+        limits.max_step_tokens * token_bytes + num_keys * key_bytes,
+        limits.max_num_sequences * score_bytes,
     )
 
 
 def _budget(config: ModelConfig, dtype: torch.dtype, device: torch.device, limits: Limits, free_bytes: int) -> int:
     if device.type == "cuda":
-        reserve = int(_GPU_RESERVE * torch.cuda.get_device_properties(device).total_memory)
-        return free_bytes - reserve - workspace_bytes(config, dtype, limits)
+        return free_bytes - _GPU_RESERVE_BYTES - workspace_bytes(config, dtype, limits)
     return min(int(_MAX_HOST_SHARE * free_bytes), _MAX_HOST_BYTES)
 
 

@@ -35,14 +35,19 @@ from transformers.models.granite.modeling_granite import GraniteRotaryEmbedding
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 Pixels = npt.NDArray[np.uint8]
+
 Record = Callable[[str, Tensor], None]
-"""Called with the name of a stage and what it computed, without a batch axis."""
+"""Called with the name of a stage and what it computed: of one crop or of one prompt, without a batch axis.
+
+The stages are "pixels", "patch embedding", "vision block N", "vision norm" and "resampler" of each crop, then
+"prompt embeddings", "language layer N", and of the last position "language norm" and "logits".
+"""
 
 # The sizes that the name vit_so400m_patch14_siglip_384.webli stands for.
 _TOWER = {"hidden_size": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362, "image_size": 384}
 _NORM_EPS = 1e-6
 
-# Checkpoint name -> name here, in order; the language model's and the resampler's inner names are the same.
+# Checkpoint name -> name here, the first that matches; other names are the same.
 _RENAMES = (
     (re.compile(r"^llm\."), "language."),
     (re.compile(r"^vpm\.patch_embed\.proj\."), "vision.patch."),
@@ -209,8 +214,9 @@ class Oracle(nn.Module):
         """(Q, D) vectors of one crop, (height, width, 3) with sides that are multiples of the patch size."""
         weight = self.vision.patch.weight
         normalised = (torch.tensor(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+        normalised = normalised.to(weight)
         record("pixels", normalised)
-        rows = self.vision(normalised.to(weight), record)
+        rows = self.vision(normalised, record)
         size = self.vision.patch_size
         vectors: Tensor = self.resampler(rows, pixels.shape[0] // size, pixels.shape[1] // size)
         record("resampler", vectors)
@@ -224,27 +230,21 @@ class Oracle(nn.Module):
             rows[offset : offset + len(crop)] = crop
         return rows
 
-    def prompt(self, token_ids: Sequence[int], pictures: Sequence[Picture], record: Record) -> Tensor:
-        """`embed` of a whole prompt, its crops encoded on the way."""
-        vectors = [(picture.offset, self.encode(picture.pixels, record)) for picture in pictures]
-        rows = self.embed(token_ids, vectors)
-        record("prompt embeddings", rows)
-        return rows
-
     @torch.inference_mode()
     def generate(
         self, token_ids: Sequence[int], pictures: Sequence[Picture], max_tokens: int, record: Record
     ) -> list[int]:
-        """Greedy ids, the end id included when it is reached; the stages of the prompt are recorded on the way.
+        """Greedy ids, the end id included when it is reached.
 
         Args:
             token_ids: the prompt, with placeholders where the pictures' vectors go.
             pictures: its crops in order.
             max_tokens: at most so many ids are generated.
-            record: is given "pixels", "patch embedding", "vision block N", "vision norm" and "resampler" of each
-                crop, then "prompt embeddings", "language layer N", "language norm" and "logits" (last position).
+            record: is given each stage of the prompt.
         """
-        rows = self.prompt(token_ids, pictures, record)
+        vectors = [(picture.offset, self.encode(picture.pixels, record)) for picture in pictures]
+        rows = self.embed(token_ids, vectors)
+        record("prompt embeddings", rows)
         cache = DynamicCache(config=self.language.config)
         with _recorded_layers(self.language, record):
             logits = self._next_logits(rows, cache)
@@ -266,11 +266,15 @@ class Oracle(nn.Module):
 @contextlib.contextmanager
 def _recorded_layers(language: GraniteForCausalLM, record: Record) -> Iterator[None]:
     """While open, what each decoder layer and the final norm put out is recorded."""
-    named = [(f"language layer {index}", layer) for index, layer in enumerate(language.model.layers)]
     with contextlib.ExitStack() as hooks:
-        for name, module in [*named, ("language norm", language.model.norm)]:
-            handle = module.register_forward_hook(lambda _module, _inputs, out, name=name: record(name, out[0]))
+        for index, layer in enumerate(language.model.layers):
+            stage = f"language layer {index}"
+            handle = layer.register_forward_hook(lambda _layer, _inputs, out, stage=stage: record(stage, out[0]))
             hooks.callback(handle.remove)
+        handle = language.model.norm.register_forward_hook(
+            lambda _norm, _inputs, out: record("language norm", out[0, -1:])
+        )
+        hooks.callback(handle.remove)
         yield
 
 
@@ -281,15 +285,18 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             for stored in file.keys():  # noqa: SIM118 - not a mapping
                 if _UNUSED.search(stored):
                     continue
-                name = stored
-                for pattern, replacement in _RENAMES:
-                    name, found = pattern.subn(replacement, name)
-                    if found:
-                        break
                 tensor = file.get_tensor(stored)
-                fused = _FUSED_QKV.match(name)
-                if fused is None:
+                name = _rename(stored)
+                if (fused := _FUSED_QKV.match(name)) is None:
                     yield name, tensor
                     continue
                 for part, rows in zip("qkv", tensor.chunk(3), strict=True):
                     yield f"{fused[1]}.self_attn.{part}_proj.{fused[2]}", rows
+
+
+def _rename(stored: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name, found = pattern.subn(replacement, stored)
+        if found:
+            return name
+    return stored

@@ -87,6 +87,8 @@ class TorchRunner:
     def _check(self, batch: StepBatch) -> None:
         """A row that points outside would read or write another sequence's data; only our own bug can make one."""
         config, info = self._model.config, self._info
+        for begun in batch.starts:
+            assert 0 <= begun.state_slot < info.num_state_slots
         for work in batch.encode:
             assert 0 <= work.crop_slot < info.num_crop_slots
             assert 0 <= work.first_block < work.last_block <= info.num_vision_blocks
@@ -94,8 +96,8 @@ class TorchRunner:
             end = row.start + len(row.token_ids)
             assert 0 <= row.start < end <= self._limits.max_context_tokens
             assert end <= len(row.block_table) * info.kv_block_tokens
-            assert all(0 <= block < info.num_kv_blocks for block in row.block_table)
-            assert all(0 <= token < config.language.vocab_size for token in row.token_ids)
+            assert 0 <= min(row.block_table) <= max(row.block_table) < info.num_kv_blocks
+            assert 0 <= min(row.token_ids) <= max(row.token_ids) < config.language.vocab_size
             assert 0 <= row.state_slot < info.num_state_slots
             for crop in row.crops:
                 assert 0 <= crop.crop_slot < info.num_crop_slots
@@ -124,7 +126,7 @@ def build_runner(
         dtype: "auto", "float32", "bfloat16" or "float16".
         num_threads: threads for torch on a CPU; None takes the cores that this process may use.
         kv_cache_bytes: None takes what is free, less what a step needs.
-        max_context_tokens: None takes the model's own limit.
+        max_context_tokens: prompt and answer; None takes the model's own limit, which is never exceeded.
         max_num_sequences: sequences that run at a time.
         max_step_tokens: tokens that a step computes at the most.
         num_crop_slots: encoded crops that are kept.
@@ -141,7 +143,7 @@ def build_runner(
     model = load_model(folder, device=where, dtype=dtype, progress=progress)
     config = model.config
     limits = Limits(
-        max_context_tokens=max_context_tokens or config.max_context_tokens,
+        max_context_tokens=min(max_context_tokens or config.max_context_tokens, config.max_context_tokens),
         max_num_sequences=max_num_sequences,
         max_step_tokens=max_step_tokens,
         num_crop_slots=num_crop_slots,

@@ -61,7 +61,9 @@ def chat_router(*, settings: Settings, engine: Engine, admission: Admission, met
     return router
 
 
-async def _prepare(body: bytes, engine: Engine, settings: Settings) -> tuple[ChatCompletionRequest, PreparedRequest]:
+async def _prepare(
+    body: bytearray, engine: Engine, settings: Settings
+) -> tuple[ChatCompletionRequest, PreparedRequest]:
     model = engine.model
     if len(body) <= _INLINE_BYTES:
         wire, request = _parse(body, model, settings)
@@ -70,9 +72,10 @@ async def _prepare(body: bytes, engine: Engine, settings: Settings) -> tuple[Cha
     return wire, await engine.prepare(request)
 
 
-def _parse(body: bytes, model: ModelInfo, settings: Settings) -> tuple[ChatCompletionRequest, GenerationRequest]:
+def _parse(body: bytearray, model: ModelInfo, settings: Settings) -> tuple[ChatCompletionRequest, GenerationRequest]:
     try:
-        wire = ChatCompletionRequest.model_validate_json(body, context=settings)
+        # Not the bytearray itself, which takes pydantic five times as long.
+        wire = ChatCompletionRequest.model_validate_json(bytes(body), context=settings)
     except ValidationError as err:
         raise invalid_body(err) from err
     request_id = f"chatcmpl-{uuid.uuid4().hex}"

@@ -47,7 +47,7 @@ async def _leaving(receive: Receive) -> None:
     raise ClientGone
 
 
-async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytearray:
     """The whole body, of which no byte beyond the limit is kept.
 
     Raises:
@@ -81,4 +81,4 @@ async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) 
         raise InvalidRequest(
             f"the request body did not arrive within {timeout_s:g} seconds", code="request_timeout"
         ) from err
-    return bytes(body)
+    return body

@@ -57,18 +57,19 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         self._send = send
+        self._clock = asyncio.get_running_loop().time
+        # Frames and comments come from two tasks; one is sent at a time.
         self._sending = asyncio.Lock()
+        self._moved_s = self._clock()
+        """When a write last began or ended."""
         self._has_started = False
-        self._last_sent_s = asyncio.get_running_loop().time()
         async with aclosing(self._frames):
-            await while_connected(receive, self._send_frames(), self._keep_alive())
+            await while_connected(receive, self._send_frames(), self._watch())
 
     async def _send_frames(self) -> None:
         try:
             async for data in self._frames:
                 await self._write(data)
-        except ClientGone:
-            raise
         except Exception as err:  # the status is spent: the client can only be told inside the stream
             if not self._has_started:
                 raise
@@ -77,22 +78,34 @@ class EventStream(StreamingResponse):
             await self._write(frame(error_object(error)) + DONE)
         await self._write(b"", more=False)
 
-    async def _keep_alive(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._last_sent_s + self._keep_alive_s - loop.time())
-            if loop.time() >= self._last_sent_s + self._keep_alive_s:
-                await self._write(_KEEP_ALIVE)
-
     async def _write(self, data: bytes, *, more: bool = True) -> None:
+        async with self._sending:
+            self._moved_s = self._clock()
+            if not self._has_started:
+                self._has_started = True
+                start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+                await self._send(start)
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            self._moved_s = self._clock()
+
+    async def _watch(self) -> None:
+        """Fills silence with comments; raises ClientGone when a write does not end in time.
+
+        A task of its own, since a timer for each write would cost more than the write.
+        """
+        while True:
+            still_s = self._clock() - self._moved_s
+            limit_s = self._send_timeout_s if self._sending.locked() else self._keep_alive_s
+            if still_s < limit_s:
+                await asyncio.sleep(min(limit_s - still_s, self._keep_alive_s))
+            elif self._sending.locked():
+                raise ClientGone
+            else:
+                await self._comment()
+
+    async def _comment(self) -> None:
         try:
-            # One at a time: frames and comments come from two tasks.
-            async with self._sending, asyncio.timeout(self._send_timeout_s):
-                if not self._has_started:
-                    self._has_started = True
-                    start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-                    await self._send(start)
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._write(_KEEP_ALIVE)
         except TimeoutError as err:
             raise ClientGone from err
-        self._last_sent_s = asyncio.get_running_loop().time()

@@ -24,7 +24,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """None: chosen from the free memory of the device."""
     max_context_tokens: int | None
     max_num_sequences: int
-    max_step_tokens: int
+    max_step_tokens: int | None
+    """None: by device."""
     max_step_vision_blocks: int | None
     """Tower blocks x crops a step while other sequences decode; None: by device."""
     num_crop_slots: int
@@ -125,7 +126,7 @@ class Tokens(msgspec.Struct, frozen=True):
     finish_reason: Literal["stop", "length", "failed"] | None
     """"failed": an error that concerns this request alone; the cause is in the engine's log."""
     stamps: Stamps | None
-    """With the finish reason."""
+    """With the finish reasons "stop" and "length"."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +137,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_blocks_used: int
     num_kv_blocks: int
     num_crop_slots_used: int
+    """Slots that live sequences need; others may hold crops that are kept for later."""
     preemptions: int
     """Since the last snapshot, like all that follow."""
     steps: int
@@ -143,7 +145,9 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     generated_tokens: int
     crops_encoded: int
     crop_queries: int
+    """Crops that sequences asked for: each choice of a request asks for its own."""
     crop_hits: int
+    """Of these, the ones that needed no encoding."""
     encode_s: float
     memory_bytes: int
     """Now: resident bytes of the process, or allocated bytes on a CUDA device."""

@@ -91,6 +91,8 @@ class EncodePlanner:
         With 64 queries a crop: a crop at 10 covers positions 10 to 73. In the row 50 to 99 its queries 40 to 63 take
         the first 24 places: CropRows(offset=0, first_query=40, num_queries=24).
         """
+        if start >= len(sequence.prompt_ids):  # decode, the common case
+            return ()
         assert sequence.crop_slots is not None
         rows = []
         for crop, slot in zip(sequence.crops, sequence.crop_slots, strict=True):
@@ -121,7 +123,7 @@ class EncodePlanner:
         return released
 
     def check_invariants(self, live: Iterable[Sequence]) -> None:
-        """Slots are referenced by live sequences, as often as they name them; so are pixels."""
+        """Slots and pixels are held for live sequences alone, and released when nobody names them any more."""
         self._vision.check_invariants()
         live = set(live)
         slots = Counter(slot for sequence in live for slot in sequence.crop_slots or ())
@@ -142,7 +144,7 @@ class EncodePlanner:
 
     def _unencoded(self, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, Crop, int]]:
         for sequence in sequences:
-            # Once an id was generated every crop has been encoded, and referenced crops stay so.
+            # Once an id was generated every crop has been encoded, and crops that are referenced stay so.
             if not sequence.generated_ids:
                 assert sequence.crop_slots is not None
                 for crop, slot in zip(sequence.crops, sequence.crop_slots, strict=True):

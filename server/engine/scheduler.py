@@ -179,6 +179,8 @@ class Scheduler:
         Nobody overtakes a sequence that waits for a state slot or for KV blocks, so that it gets them. A sequence
         that waits for crop slots is overtaken by those that need none; no later one with pictures takes them away.
         """
+        if not self._waiting:
+            return
         crops_are_short = False
         num_spare = self._blocks.num_free - sum(
             self._blocks_soon(sequence) - len(sequence.block_table) for sequence in self._running

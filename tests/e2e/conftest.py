@@ -6,7 +6,17 @@ import pytest
 
 from tests.support.server_process import CHECKPOINTS, ServerProcess
 
-COMMON = ("--device", "cpu", "--dtype", "float32", "--kv-cache-memory", "64MiB", "--special-tokens-in-text")
+COMMON = (
+    "--device",
+    "cpu",
+    "--num-threads",
+    "1",
+    "--dtype",
+    "float32",
+    "--kv-cache-memory",
+    "64MiB",
+    "--special-tokens-in-text",
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +30,9 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="session")
 def chunked_server() -> Iterator[ServerProcess]:
     """Release 2.0 with every budget small: 16 sequences in chunks of 24 tokens, one block of the vision tower a step."""
-    running = ServerProcess(*COMMON, "--max-step-tokens", "24", "--max-num-sequences", "16", "--max-step-vision-blocks", "1")
+    running = ServerProcess(
+        *COMMON, "--max-step-tokens", "24", "--max-num-sequences", "16", "--max-step-vision-blocks", "1"
+    )
     yield running
     assert running.stop() == 0
 

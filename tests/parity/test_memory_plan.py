@@ -7,7 +7,7 @@ import torch
 
 from model.config import load_config
 from model.runtime.errors import NotEnoughMemory
-from model.runtime.memory_plan import Limits, check_weights_fit, plan_kv_blocks
+from model.runtime.memory_plan import Limits, check_weights_fit, plan_kv_blocks, workspace_bytes
 from tests.support.golden import DATA, TINY_V2
 from tests.support.runners import make_runner
 
@@ -31,8 +31,8 @@ def official(tmp_path_factory):
     return load_config(folder)
 
 
-def plan(config, *, wanted_bytes=None, free_bytes=8 * GIB, limits=LIMITS):
-    return plan_kv_blocks(config, torch.bfloat16, CPU, limits, wanted_bytes, free_bytes)
+def plan(config, *, wanted_bytes=None, free_bytes=8 * GIB, limits=LIMITS, device=CPU):
+    return plan_kv_blocks(config, torch.bfloat16, device, limits, wanted_bytes, free_bytes)
 
 
 def test_wanted_size_is_rounded_down_to_blocks(official):
@@ -50,6 +50,13 @@ def test_never_more_than_four_gib_of_a_host(official):
 def test_never_more_than_all_sequences_can_fill(official):
     limits = replace(LIMITS, max_num_sequences=2, max_context_tokens=1001)
     assert plan(official, free_bytes=100 * GIB, limits=limits) == 2 * 63
+
+
+def test_rest_of_a_card_of_8_gib_holds_a_picture_question_beside_the_official_weights(official):
+    limits = replace(LIMITS, max_crops_per_pass=4, max_group_keys=8192)
+    free_bytes = int(7.4 * GIB) - 6_869_931_584
+    left_bytes = plan(official, free_bytes=free_bytes, limits=limits, device=torch.device("cuda", 0)) * BLOCK
+    assert 1024 * 368_640 < left_bytes < free_bytes - workspace_bytes(official, torch.bfloat16, limits)
 
 
 def test_too_small_for_one_picture_question(official):

@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import load_config
 from model.runtime.oracle import Oracle, Picture
-from model.slicing import cut, plan_slices
-from tests.support.golden import TINY_V2, GoldenCase, case_names, load_case
+from tests.support.driver import golden_crops
+from tests.support.golden import TINY_V2, case_names, load_case
 
 TOLERANCE = 2e-4
 CPU = torch.device("cpu")
@@ -25,14 +24,6 @@ class Recorder(dict[str, list[Tensor]]):
 
     def __call__(self, stage: str, value: Tensor) -> None:
         self.setdefault(stage, []).append(value)
-
-
-def pictures_of(case: GoldenCase) -> list[Picture]:
-    if case.image_path is None:
-        return []
-    image = case.open_image()
-    crops = cut(image, plan_slices(*image.size, load_config(case.checkpoint).slicing))
-    return [Picture(crop, first) for crop, (first, _) in zip(crops, case.facts["image_bound"], strict=True)]
 
 
 def distance(ours: Tensor, golden: Tensor) -> float:
@@ -47,7 +38,12 @@ def test_every_stage_and_the_greedy_ids_are_those_of_the_reference(name):
     oracle = Oracle.load(case.checkpoint, device=CPU, dtype=torch.float32)
     seen = Recorder()
 
-    ids = oracle.generate(case.input_ids, pictures_of(case), len(case.facts["greedy"]["ids"]), seen)
+    ids = oracle.generate(
+        case.input_ids,
+        [Picture(pixels, first) for first, pixels in golden_crops(case)],
+        len(case.facts["greedy"]["ids"]),
+        seen,
+    )
 
     for index, picture in enumerate(case.facts.get("pictures", ())):
         tower_rows = seen["vision norm"][index][picture["vit_rows"]]

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,12 @@ class ApiServer:
     metrics: Metrics
     http: httpx.Client = field(repr=False)
     loop: asyncio.AbstractEventLoop = field(repr=False)
+    cleanup: ExitStack = field(repr=False)
 
     def client(self, api_key: str = "unused") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30)
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=30)
+        self.cleanup.callback(made.close)
+        return made
 
     def chat(self, messages: Any = HELLO, **options: Any) -> httpx.Response:
         """A chat request as plain JSON."""
@@ -81,8 +84,8 @@ def serve(engine: FakeEngine | None = None, **options: Any) -> Iterator[ApiServe
     thread.start()
     try:
         wait_until(lambda: server.started, 10, "the server to listen")
-        with httpx.Client(base_url=url, timeout=30) as http:
-            yield ApiServer(url, engine, admission, metrics, http, loops[0])
+        with httpx.Client(base_url=url, timeout=30) as http, ExitStack() as cleanup:
+            yield ApiServer(url, engine, admission, metrics, http, loops[0], cleanup)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -117,10 +117,10 @@ class Engine:
         self, num_prompt: int = 5, *, crops: Ordered[tuple[int, int]] = (), num_choices: int = 1, **request: Any
     ) -> list[Sequence]:
         """The sequences of one new request; see `make_sequence`, and `make_crops` for the form of `crops`."""
-        request = {"request_id": self.num_requests, "crops": make_crops(self.arena, crops), "seed": 0} | request
-        seed = request.pop("seed")
+        seed = request.pop("seed", 0)
+        fields: dict[str, Any] = {"request_id": self.num_requests, "crops": make_crops(self.arena, crops)} | request
         sequences = [
-            make_sequence(num_prompt, choice=choice, seed=seed + choice, **request) for choice in range(num_choices)
+            make_sequence(num_prompt, choice=choice, seed=seed + choice, **fields) for choice in range(num_choices)
         ]
         self.num_requests += 1
         for sequence in sequences:

@@ -153,7 +153,7 @@ class FakeEngine:
 
     def _report(self, *tokens: Tokens, released: Iterable[Crop] = ()) -> None:
         others = (name for name in Stats.__struct_fields__ if name != "num_running")
-        stats = Stats(num_running=len(self._held), **dict.fromkeys(others, 0))
+        stats = None if tokens else Stats(num_running=len(self._held), **dict.fromkeys(others, 0))
         self._end.publish(Update(list(tokens), [crop.offset for crop in released], stats))
 
 
@@ -162,7 +162,8 @@ def start(config: EngineConfig) -> FromEngine:
     if device == "crash":
         os._exit(EXIT_STATUS)
     if device == "linger":
-        os.close(int(sys.argv[1]))
+        with socket.socket(fileno=os.dup(int(sys.argv[1]))) as end:
+            end.shutdown(socket.SHUT_WR)
         time.sleep(60)
     if device == "flaky":
         counter = Path(path)

@@ -37,8 +37,8 @@ def make_runner(
         checkpoint,
         device=device,
         dtype=dtype,
-        # The golden sizes are too small to share: more threads only wait for each other.
-        num_threads=2,
+        # These sizes are too small to share: more threads only wait for each other.
+        num_threads=1,
         kv_cache_bytes=kv_cache_bytes,
         max_context_tokens=max_context_tokens,
         max_num_sequences=max_num_sequences,

@@ -23,7 +23,8 @@ class ServerProcess:
     """Starts the server on a free port and waits until it is ready, unless told otherwise."""
 
     def __init__(self, *arguments: str, model: str = str(CHECKPOINTS / "tiny-v2"), wait: bool = True) -> None:
-        command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", model, *arguments]
+        command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", model]
+        command += ["--served-model-name", "tiny", *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MINICPMV_")}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(

@@ -9,6 +9,7 @@ import pytest
 
 from scripts.settings_table import PAGE, page
 from server.settings import Settings
+from server.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("benchmarks", "deploy", "docs", "model", "scripts", "server", "tests")
@@ -29,7 +30,7 @@ def normal_name(requirement: str) -> str:
 def test_the_changelog_begins_with_the_version_of_the_package():
     newest = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert newest is not None
-    assert newest[1] == PROJECT["version"]
+    assert newest[1] == PROJECT["version"] == VERSION
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
@@ -44,6 +45,20 @@ def test_every_link_in_a_document_leads_to_a_file(document):
     links = re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_every_module_that_a_document_names_exists(document):
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", document.read_text(encoding="utf-8"))
+    assert [
+        path for path in named if not any((ROOT / start / path).exists() for start in ("", "model", "server"))
+    ] == []
+
+
+def test_every_decision_is_in_their_index():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in folder.glob("*.md") if path.name != "README.md" and path.name not in index] == []
 
 
 def test_every_flag_in_the_readme_is_a_setting():

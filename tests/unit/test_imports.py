@@ -50,7 +50,13 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The API process's half of the engine, and its front.
     "prepare": (("server.engine.prepare",), ("messages", "words", "model")),
     "watch": (
-        ("server.engine.answer", "server.engine.detokenizer", "server.engine.session", "server.engine.supervisor"),
+        (
+            "server.engine.answer",
+            "server.engine.detokenizer",
+            "server.engine.process",
+            "server.engine.session",
+            "server.engine.supervisor",
+        ),
         ("prepare", "messages", "words", "model"),
     ),
     "client": (("server.engine.client",), ("watch", "prepare", "messages", "words", "model")),
@@ -58,10 +64,12 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The HTTP layer: to it the engine is a client that turns a request into a prepared one, and that into events.
     "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "words")),
     # The composition root.
-    "commands": (
-        ("server.__main__", "server.banner", "server.serve"),
+    "serve": (
+        ("server.banner", "server.life", "server.serve"),
         ("api", "client", "watch", "metrics", "messages", "words", "model"),
     ),
+    # `selftest` alone computes in its own process, and imports what it needs when it is called.
+    "command line": (("server.__main__",), ("serve", "runtime", "words", "model")),
 }
 
 
@@ -115,7 +123,7 @@ def test_the_table_names_what_exists():
 
 
 def is_torch_free(name: str) -> bool:
-    return layer_of(name) not in {"networks", "runtime", "worker"}
+    return not any(is_within(name, torch_side) for torch_side in ("model.nn", "model.runtime", "server.engine.worker"))
 
 
 BATCHES = {

@@ -2,12 +2,16 @@
 
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from server.__main__ import main
+from server.hub import demo_folder
 from server.version import VERSION
 
 
@@ -42,7 +46,17 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str], words: l
     assert all(word in printed for word in words)
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["--model", "x"], ["serve", "--colour", "red"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["--model", "x"],
+        ["serve", "--colour", "red"],
+        ["selftest", "--device", "abacus"],
+        ["selftest", "--num-threads", "0"],
+    ],
+)
 def test_wrong_command_line_shows_the_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -76,3 +90,52 @@ def test_missing_model_stops_the_start(capsys: pytest.CaptureFixture[str]) -> No
 def test_folder_that_is_no_checkpoint_stops_the_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["serve", "--log-level", "error", "--port", "0", "--model", str(tmp_path)]) == 1
     assert "config.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def selftests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands for `model.runtime.selftest`, which loads torch; keeps what it was asked."""
+    asked: list[dict[str, Any]] = []
+    verdicts = {"cpu": True, "cuda": False}
+
+    def run_selftest(folder: Path, **options: Any) -> bool:
+        asked.append({"folder": folder, **options})
+        if options["device"] not in verdicts:
+            raise errors.RunnerStartError("no such device here")
+        return verdicts[options["device"]]
+
+    errors = ModuleType("model.runtime.errors")
+    errors.RunnerStartError = type("RunnerStartError", (Exception,), {})  # type: ignore[attr-defined]
+    selftest = ModuleType("model.runtime.selftest")
+    selftest.run_selftest = run_selftest  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, errors.__name__, errors)
+    monkeypatch.setitem(sys.modules, selftest.__name__, selftest)
+    return asked
+
+
+def test_selftest_passes_its_flags_on(selftests: list[dict[str, Any]]) -> None:
+    assert main(["selftest", "--device", "cpu", "--dtype", "bfloat16", "--num-threads", "2"]) == 0
+    assert selftests == [{"folder": demo_folder(), "device": "cpu", "dtype": "bfloat16", "num_threads": 2}]
+
+
+def test_selftest_that_finds_a_difference_fails(selftests: list[dict[str, Any]]) -> None:
+    assert main(["selftest", "--device", "cuda"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--device", "cuda:9"], "no such device"), (["--model", "no/such/folder/here"], "folder/here")],
+)
+def test_selftest_that_cannot_start_says_why(
+    selftests: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
+) -> None:
+    assert main(["selftest", *arguments]) == 1
+    assert word in capsys.readouterr().err
+
+
+def test_interrupt_before_the_server_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.serve.resolve_model", interrupt)
+    assert main(["serve", "--log-level", "error", "--port", "0"]) == 130

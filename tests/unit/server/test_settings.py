@@ -46,7 +46,7 @@ def test_flag_beats_environment_beats_yaml_beats_secret(tmp_path: Path, monkeypa
     secrets.mkdir()
     config.write_text("port: 3\nhost: yaml\nmodel: yaml\n")
     for name, value in {"port": "4", "host": "secret", "model": "secret", "revision": "secret"}.items():
-        (secrets / f"minicpmv_{name}").write_text(value)
+        (secrets / f"MINICPMV_{name.upper()}").write_text(value)
     monkeypatch.setenv("MINICPMV_SECRETS_DIR", str(secrets))
     monkeypatch.setenv("MINICPMV_CONFIG", str(config))
     monkeypatch.setenv("MINICPMV_PORT", "2")

@@ -110,6 +110,18 @@ def test_events_without_text_make_no_chunk(server: ApiServer) -> None:
     ]
 
 
+def test_held_back_text_may_come_without_ids(server: ApiServer) -> None:
+    flush = TokenEvent(choice=0, text="tail", token_ids=(), finish_reason="stop", num_tokens=1)
+    server.engine.answer = script(*say("", finish_reason=None), flush)
+    assert server.chat(return_token_ids=True).json()["choices"][0] == {
+        "index": 0,
+        "message": {"role": "assistant", "content": "tail", "refusal": None},
+        "logprobs": None,
+        "finish_reason": "stop",
+        "token_ids": [10],
+    }
+
+
 def test_answer_of_nothing(server: ApiServer) -> None:
     server.engine.answer = script(*say(""))
     (only,) = ask(server).choices

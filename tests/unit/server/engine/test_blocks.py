@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.blocks import BlockPool
@@ -38,6 +38,7 @@ def test_more_than_there_is_and_freeing_twice_are_bugs():
         pool.free(taken[:1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 4), max_size=40))
 def test_any_order_of_work_keeps_every_block(counts):
     pool = BlockPool(num_blocks=12, block_tokens=4)

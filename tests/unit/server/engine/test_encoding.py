@@ -116,6 +116,21 @@ def test_two_sequences_with_the_same_crop_have_it_encoded_once():
     engine.assert_empty()
 
 
+def test_a_shared_crop_counts_once_in_the_budget():
+    engine = make_engine(max_idle_crops=2)
+    engine.add(12, crops=[(0, 1)])
+    engine.add(12, crops=[(0, 1), (4, 2)])
+    assert encoded(engine.step()) == [(0, 0, 4), (1, 0, 4)]
+
+
+def test_a_sequence_counts_as_worked_on_from_its_first_crop():
+    engine = make_engine(max_idle_crops=1)
+    sequence = engine.add(12, crops=[(0, 1), (4, 2)])
+    engine.run_to_end()
+    assert rows(engine.batches[0]) == []
+    assert (sequence.scheduled, sequence.first_token) == (0.0, 2.0)
+
+
 def test_an_encoded_crop_is_not_encoded_again_for_a_later_sequence():
     engine = make_engine()
     engine.add(8, crops=[(1, 5)])

@@ -166,8 +166,8 @@ def test_each_seed_is_a_choice_of_its_own():
 def test_requests_with_pictures_from_several_clients():
     world = World(max_step_tokens=6, max_step_vision_blocks=3, max_idle_crops=1)
     requests = [
-        world.submit(0, range(12), crops=[(1, 1), (5, 2)]),
-        world.submit(1, range(20, 25)),
+        world.submit(0, range(20, 23), max_tokens=12),
+        world.submit(1, range(12), crops=[(1, 1), (5, 2)]),  # encoded in parts while the first one decodes
         world.submit(2, range(40, 52), crops=[(0, 2), (8, 3)]),
     ]
     world.run()

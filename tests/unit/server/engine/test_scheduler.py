@@ -237,6 +237,21 @@ class TestPreemption:
         engine.run_to_end()
         assert_all_as_alone(engine, old, young, last)
 
+    def test_it_stands_behind_an_older_one_that_waits_for_crop_slots(self, monkeypatch):
+        without_growth(monkeypatch)
+        engine = make_engine(make_info(num_kv_blocks=5, num_crop_slots=1))
+        old = engine.add(8, crops=[(0, 1)], max_tokens=8)
+        waiting = engine.add(4, crops=[(0, 2)], max_tokens=1)
+        young = engine.add(8, max_tokens=8)
+        engine.step()
+        engine.step()
+        assert (waiting.scheduled, young.status) == (None, Status.WAITING)
+        engine.run_to_end()
+        assert waiting.scheduled is not None
+        assert waiting.arrival < young.arrival
+        assert engine.finished == [old, waiting, young]
+        assert_all_as_alone(engine, old, waiting, young)
+
     def test_a_picture_is_not_needed_again_after_a_preemption(self, monkeypatch):
         without_growth(monkeypatch)
         engine = make_engine(make_info(num_kv_blocks=5, num_crop_slots=1))

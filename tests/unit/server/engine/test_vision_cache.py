@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.vision_cache import VisionCache
@@ -104,6 +104,7 @@ def test_a_crop_is_forgotten_when_its_last_user_leaves_before_it_is_encoded(bloc
     cache.check_invariants()
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(
