@@ -7,6 +7,7 @@
     +-- Unauthorized              401
     +-- NotFound                  404  path or model
     +-- MethodNotAllowed          405
+    +-- RequestTimeout            408  the body did not arrive in time
     +-- PayloadTooLarge           413
     +-- UnsupportedMediaType      415
     +-- TooManyRequests           429  admission is full; Retry-After
@@ -70,6 +71,12 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RequestTimeout(ApiError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class PayloadTooLarge(ApiError):

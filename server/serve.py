@@ -15,7 +15,7 @@ from model.config import ConfigError, load_config
 from model.tokenizer import Tokenizer, TokenizerError
 from server.api.auth import KeyRing, load_keys
 from server.banner import banner
-from server.engine.channel import EngineConfig, Ready
+from server.engine.channel import EngineConfig
 from server.engine.client import EngineClient
 from server.engine.process import EngineStartError
 from server.hub import DEMO, ModelError, resolve_model
@@ -25,7 +25,7 @@ from server.log import configure_logging, with_fields
 from server.metrics import Metrics
 from server.request import ModelInfo
 from server.sampling_defaults import sampling_defaults
-from server.settings import Settings
+from server.settings import InvalidSettings, Settings
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def run_server(settings: Settings) -> int:
     """Serve until a signal; returns the exit status: 0 after a drain, 1 when the server could not start.
 
     Raises:
-        InvalidSettings: the key file is wrong.
+        InvalidSettings: the key file is wrong, or a setting asks for more than the model has.
     """
     configure_logging(settings.log_level, settings.log_format)
     logger.info("settings", extra=with_fields(settings.model_dump(mode="json", exclude_defaults=True)))
@@ -45,9 +45,9 @@ def run_server(settings: Settings) -> int:
         with bind_socket(settings.host, settings.port) as listener:
             _warn_when_open(listener, keys)
             model = resolve_model(settings.model, settings.revision, settings.model_source)
-            metrics = _Metrics(version=VERSION)
+            metrics = Metrics(version=VERSION)
             engine = build_engine(settings, model.folder, settings.served_model_name or model.model_id, metrics)
-            announce = partial(_announcement, engine, metrics, settings, url=url_of(listener), needs_key=bool(keys))
+            announce = partial(_announcement, engine, settings, url=url_of(listener), needs_key=bool(keys))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(ServerLife(settings, listener, engine, metrics, keys, announce=announce).run())
     except (CannotListen, ModelError, ConfigError, TokenizerError, EngineStartError) as err:
@@ -61,22 +61,34 @@ def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metri
 
     Raises:
         ConfigError, TokenizerError: the checkpoint in `folder` is not one of MiniCPM-V's.
+        InvalidSettings: the context that is asked for is longer than the model's.
     """
     config = load_config(folder)
+    tokenizer = Tokenizer.from_folder(folder, config.release)
+    if tokenizer.vocab_size != config.language.vocab_size:
+        raise TokenizerError(
+            f"tokenizer.model has {tokenizer.vocab_size} pieces, config.json a vocabulary of "
+            f"{config.language.vocab_size}: they do not belong together"
+        )
+    max_context_tokens = settings.max_context_tokens or config.max_context_tokens
+    if max_context_tokens > config.max_context_tokens:
+        raise InvalidSettings(
+            f"max_context_tokens: {max_context_tokens} is more than the model's {config.max_context_tokens}"
+        )
     sampling, max_tokens = sampling_defaults(config.release, settings.sampling_defaults)
     return EngineClient(
         _engine_config(settings, folder),
         ModelInfo(
             model_id=model_id,
             release=config.release,
-            max_context_tokens=min(config.max_context_tokens, settings.max_context_tokens or config.max_context_tokens),
+            max_context_tokens=max_context_tokens,
             vocab_size=config.language.vocab_size,
             created_s=int(time.time()),
             default_max_tokens=max_tokens,
             default_sampling=sampling,
         ),
         config,
-        Tokenizer.from_folder(folder, config.release),
+        tokenizer,
         metrics,
         num_image_threads=settings.image_threads,
         specials_in_text=settings.special_tokens_in_text,
@@ -102,19 +114,8 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
     )
 
 
-class _Metrics(Metrics):
-    """Keeps the engine's report for the banner."""
-
-    ready: Ready | None = None
-
-    def on_ready(self, ready: Ready) -> None:
-        super().on_ready(ready)
-        self.ready = ready
-
-
-def _announcement(engine: EngineClient, metrics: _Metrics, settings: Settings, *, url: str, needs_key: bool) -> str:
-    assert metrics.ready is not None
-    return banner(engine.model, metrics.ready, url=url, needs_key=needs_key, is_demo=settings.model == DEMO)
+def _announcement(engine: EngineClient, settings: Settings, *, url: str, needs_key: bool) -> str:
+    return banner(engine.model, engine.ready, url=url, needs_key=needs_key, is_demo=settings.model == DEMO)
 
 
 def _warn_when_open(listener: socket.socket, keys: KeyRing) -> None:

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     kv_cache_memory: Bytes | None = Field(None, ge=2**20, description="KV cache, as 2GiB; default: by free memory")
     max_context_tokens: int | None = Field(None, ge=128, description="prompt plus answer; default: the model's 4096")
     max_num_sequences: int = Field(32, ge=1, le=1024, description="sequences that run together")
-    max_step_tokens: int = Field(512, ge=16, le=65536, description="tokens computed in one engine step at most")
+    max_step_tokens: int | None = Field(
+        None, ge=16, le=65536, description="tokens computed in one engine step at most; default: by device"
+    )
     max_step_vision_blocks: int | None = Field(
         None, ge=1, description="vision blocks x crops in a step while others decode; default: by device"
     )
@@ -122,6 +124,15 @@ class Settings(BaseSettings):
         if any(not key.get_secret_value().strip() for key in keys):
             raise ValueError("an API key is empty")
         return keys
+
+    @model_validator(mode="after")
+    def _every_sequence_can_decode_in_a_step(self) -> "Settings":
+        if self.max_step_tokens is not None and self.max_step_tokens < self.max_num_sequences:
+            raise ValueError(
+                f"max_step_tokens {self.max_step_tokens} is less than max_num_sequences {self.max_num_sequences}, "
+                "each of which may decode one token a step"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_request_fits_the_image_buffer(self) -> "Settings":

@@ -35,7 +35,7 @@ class TorchRunner:
         limits: Limits,
         info: RunnerInfo,
     ) -> None:
-        self._model = model
+        self.model = model
         self._encoder = encoder
         self._sampler = sampler
         self._caches = caches
@@ -69,24 +69,24 @@ class TorchRunner:
     def _compute(self, rows: Sequence[SequenceRow]) -> tuple[Sampled | None, ...]:
         packed = pack_rows(
             rows,
-            num_queries=self._model.config.resampler.num_queries,
+            num_queries=self.model.config.resampler.num_queries,
             max_group_keys=self._limits.max_group_keys,
             device=self._device,
         )
         vectors_ID = self._encoder.vectors(packed.image_rows)
-        h_TD = self._model.embed(packed.token_ids, packed.image_tokens, vectors_ID)
-        h_TD = self._model.language(h_TD, packed.positions, self._caches, packed.plan)
+        h_TD = self.model.embed(packed.token_ids, packed.image_tokens, vectors_ID)
+        h_TD = self.model.language(h_TD, packed.positions, self._caches, packed.plan)
         draws = [(row.state_slot, row.draw.uniform) for row in rows if row.draw is not None]
         if not draws:
             return (None,) * len(rows)
-        logits_RV = self._model.language.logits(h_TD[packed.drawn_tokens])
+        logits_RV = self.model.language.logits(h_TD[packed.drawn_tokens])
         slots, uniforms = zip(*draws, strict=True)
         sampled = iter(self._sampler.draw(logits_RV, slots, uniforms))
         return tuple(None if row.draw is None else next(sampled) for row in rows)
 
     def _check(self, batch: StepBatch) -> None:
         """A row that points outside would read or write another sequence's data; only our own bug can make one."""
-        config, info = self._model.config, self._info
+        config, info = self.model.config, self._info
         for begun in batch.starts:
             assert 0 <= begun.state_slot < info.num_state_slots
         for work in batch.encode:

@@ -188,7 +188,8 @@ def _build(
 
 def _generate(runner: TorchRunner, question: _Question, max_tokens: int, record: Record) -> list[int]:
     """Greedy ids, as `Oracle.generate`, with the same stages recorded."""
-    info, model = runner.info, runner._model
+    # The runner shows its networks to nobody; this is the one place that has to look inside.
+    info, model = runner.info, runner.model
     num_prompt = len(question.token_ids)
     encode, crops = [], []
     for slot, picture in enumerate(question.pictures):

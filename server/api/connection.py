@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.types import Receive
 
-from server.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from server.errors import PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) 
     Raises:
         UnsupportedMediaType: it is not plain JSON by its headers.
         PayloadTooLarge: by Content-Length, or by what has arrived.
-        InvalidRequest: it did not arrive in time.
+        RequestTimeout: it did not arrive in time.
         ClientGone: the client went away on the way.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -78,7 +78,5 @@ async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) 
                     raise too_large
                 more = message.get("more_body", False)
     except TimeoutError as err:
-        raise InvalidRequest(
-            f"the request body did not arrive within {timeout_s:g} seconds", code="request_timeout"
-        ) from err
+        raise RequestTimeout(f"the request body did not arrive within {timeout_s:g} seconds") from err
     return body

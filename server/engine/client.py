@@ -129,6 +129,12 @@ class EngineClient:
         return self._supervisor.state
 
     @property
+    def ready(self) -> Ready:
+        """What the engine reported when it had loaded. Only after `start` has returned."""
+        assert self._supervisor.session is not None
+        return self._supervisor.session.ready.result()
+
+    @property
     def alive(self) -> bool:
         """False when the engine never started, or is up but has been silent for longer than SILENCE_LIMIT_S.
 

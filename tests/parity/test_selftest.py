@@ -30,7 +30,7 @@ def disturb_runner(monkeypatch, disturb):
 
     def build_disturbed(*arguments, **options) -> TorchRunner:
         runner = build(*arguments, **options)
-        disturb(runner._model)
+        disturb(runner.model)
         return runner
 
     monkeypatch.setattr(selftest, "build_runner", build_disturbed)

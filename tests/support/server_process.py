@@ -26,6 +26,7 @@ class ServerProcess:
         command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", model]
         command += ["--served-model-name", "tiny", *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MINICPMV_")}
+        self._clients: list[openai.OpenAI] = []
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
@@ -41,7 +42,9 @@ class ServerProcess:
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode()
 
     def client(self, api_key: str = "unused") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=120)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=0, timeout=120)
+        self._clients.append(client)
+        return client
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
         return httpx.get(self.url + path, headers=headers, timeout=30)
@@ -85,6 +88,8 @@ class ServerProcess:
 
     def stop(self) -> int:
         """Ends the server and returns its exit status."""
+        for client in self._clients:
+            client.close()
         if self.process.poll() is None:
             self.terminate()
         try:

@@ -7,20 +7,23 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from model.tokenizer import TokenizerError
 from server import serve
 from server.api.auth import KeyRing
 from server.engine.client import EngineClient
 from server.life import ServerLife
 from server.listener import bind_socket
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import InvalidSettings, Settings
 from tests.support.engines import CHECKPOINT, FAKE_WORKER
 from tests.support.fake_engine import FakeEngine, Gate
+from tests.support.golden import OFFICIAL_TOKENIZER, TINY_V2
 from tests.support.server_process import wait_until
 
 CHAT = "/v1/chat/completions"
@@ -238,3 +241,16 @@ def test_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch)
 
     run_life(engine, visit)
     assert statuses == [128 + signal.SIGINT]
+
+
+def test_longer_context_than_the_model_has_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="max_context_tokens: 5000 is more than the model's 4096"):
+        serve.build_engine(Settings(max_context_tokens=5000), TINY_V2, "tiny", Metrics(version="0"))
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(OFFICIAL_TOKENIZER / name)
+    (tmp_path / "config.json").symlink_to(TINY_V2 / "config.json")
+    with pytest.raises(TokenizerError, match=r"122753 pieces, config\.json a vocabulary of 1499"):
+        serve.build_engine(Settings(), tmp_path, "mixed", Metrics(version="0"))

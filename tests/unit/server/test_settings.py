@@ -120,6 +120,12 @@ def test_image_buffer_must_hold_one_request() -> None:
     assert "max_images" in text
 
 
+def test_every_sequence_must_be_able_to_decode_in_a_step() -> None:
+    text = message("--max-step-tokens", "16", "--max-num-sequences", "17")
+    assert "max_step_tokens" in text
+    assert "max_num_sequences" in text
+
+
 def test_unknown_key_in_yaml_is_named(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("colour: red\n")

@@ -110,7 +110,7 @@ def test_body_that_does_not_come_is_given_up() -> None:
                 "Content-Length: 1000\r\n\r\n{".encode()
             )
             answer = connection.recv(1000)
-        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"request_timeout" in answer
         assert server.admission.num_held == 0
 
