@@ -111,7 +111,7 @@ class Choice:
             logprobs=self._logprobs(shown, reason),
             finish_reason=reason,
             num_tokens=self._num_tokens,
-            timings=None if last.stamps is None else _timings(last.stamps),
+            timings=None if reason is None or last.stamps is None else _timings(last.stamps),
         )
 
     def _logprobs(self, shown: Sequence[SampledToken], reason: FinishReason | None) -> tuple[TokenLogprob, ...]:
@@ -141,5 +141,5 @@ def _timings(stamps: Stamps) -> Timings:
     return Timings(
         queue_s=stamps.scheduled - stamps.arrived,
         prefill_s=stamps.first_token - stamps.scheduled,
-        decode_s=stamps.finished - stamps.first_token,
+        decode_s=stamps.last_token - stamps.first_token,
     )

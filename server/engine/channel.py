@@ -114,7 +114,8 @@ class Stamps(msgspec.Struct, frozen=True):
     arrived: float
     scheduled: float
     first_token: float
-    finished: float
+    last_token: float
+    """That of the message which carries the stamps."""
 
 
 class Tokens(msgspec.Struct, frozen=True):
@@ -126,7 +127,7 @@ class Tokens(msgspec.Struct, frozen=True):
     finish_reason: Literal["stop", "length", "failed"] | None
     """"failed": an error that concerns this request alone; the cause is in the engine's log."""
     stamps: Stamps | None
-    """With the finish reasons "stop" and "length"."""
+    """None when the request failed. With every id, since a stop string may end the answer after any."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

@@ -150,7 +150,7 @@ def _tokens(new: NewToken, now: float) -> Tokens:
         choice=sequence.choice,
         tokens=[SampledToken(sampled.token_id, sampled.logprob, list(sampled.top))],
         finish_reason=new.finish_reason,
-        stamps=None if new.finish_reason is None else _stamps(sequence, now),
+        stamps=_stamps(sequence, now),
     )
 
 

@@ -29,7 +29,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def chunked_server() -> Iterator[ServerProcess]:
-    """Release 2.0 with every budget small: 16 sequences in chunks of 24 tokens, one block of the vision tower a step."""
+    """Release 2.0 with small budgets: 16 sequences, chunks of 24 tokens, one block of the vision tower a step."""
     running = ServerProcess(
         *COMMON, "--max-step-tokens", "24", "--max-num-sequences", "16", "--max-step-vision-blocks", "1"
     )

@@ -136,11 +136,9 @@ class FakeEngine:
         for index, token_id in enumerate(ids):
             top = [(token_id + rank, -0.5 - rank) for rank in range(num_top or 0)]
             token = SampledToken(token_id, None if num_top is None else -0.5, top)
-            if reason is not None and index == len(ids) - 1:
-                stamps = Stamps(arrived=now - 6, scheduled=now - 5, first_token=now - 3, finished=now)
-                self._report(Tokens(request.request_id, choice, [token], reason, stamps))
-            else:
-                self._report(Tokens(request.request_id, choice, [token], None, None))
+            stamps = Stamps(arrived=now - 6, scheduled=now - 5, first_token=now - 3, last_token=now)
+            is_last = index == len(ids) - 1
+            self._report(Tokens(request.request_id, choice, [token], reason if is_last else None, stamps))
 
     def _abort(self, abort: Abort) -> None:
         if abort.request_id not in self._held:

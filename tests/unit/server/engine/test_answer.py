@@ -10,7 +10,7 @@ from tests.support.engines import load_tokenizer, make_request
 
 TOKENIZER = load_tokenizer()
 EOS = TOKENIZER.eos_id
-STAMPS = Stamps(arrived=1.0, scheduled=1.5, first_token=3.5, finished=7.5)
+STAMPS = Stamps(arrived=1.0, scheduled=1.5, first_token=3.5, last_token=7.5)
 
 
 def make_answer(**changes):
@@ -21,7 +21,7 @@ def make_answer(**changes):
 
 def put(answer, ids, reason=None, *, choice=0):
     sampled = [SampledToken(token_id, -0.5, [(token_id, -0.5)]) for token_id in ids]
-    answer.put(Tokens(0, choice, sampled, reason, STAMPS if reason else None))
+    answer.put(Tokens(0, choice, sampled, reason, STAMPS))
 
 
 def put_each(answer, text, *, choice=0):
@@ -39,7 +39,7 @@ def test_updates_that_waited_leave_as_one_event():
     assert event.text == "hello world"
     assert event.token_ids == tuple(ids)
     assert event.num_tokens == len(ids)
-    assert event.finish_reason is None
+    assert (event.finish_reason, event.timings) == (None, None)
     assert list(answer.events()) == []
     put(answer, [EOS], "stop")
     (event,) = answer.events()
@@ -102,6 +102,7 @@ def test_a_choice_that_the_engine_has_ended_needs_no_abort():
     put(answer, TOKENIZER.encode("a b"), "length")
     (event,) = answer.events()
     assert (event.text, event.finish_reason) == ("a", "stop")
+    assert event.timings is not None
     assert aborted == []
 
 

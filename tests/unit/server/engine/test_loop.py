@@ -136,9 +136,10 @@ def test_a_request_comes_back_as_tokens_and_an_end():
     world.run()
     assert world.ids(7) == expected(request)
     assert [tokens.finish_reason for tokens in world.tokens] == [None, None, None, "length"]
-    assert [tokens.stamps for tokens in world.tokens[:3]] == [None, None, None]
     # Arrived and scheduled at 100 s, and each of the four steps takes 0.02 s.
-    assert world.tokens[-1].stamps == Stamps(100.0, 100.0, pytest.approx(100.02), pytest.approx(100.08))
+    assert [tokens.stamps for tokens in world.tokens] == [
+        Stamps(100.0, 100.0, pytest.approx(100.02), pytest.approx(100.02 + 0.02 * step)) for step in range(4)
+    ]
 
 
 def test_sampling_and_log_probabilities_pass_unchanged():
