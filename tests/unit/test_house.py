@@ -13,7 +13,10 @@ from server.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("benchmarks", "deploy", "docs", "model", "scripts", "server", "tests")
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(path for folder in ("benchmarks", "deploy", "docs") for path in sorted((ROOT / folder).rglob("*.md"))),
+]
 CODE = [path for folder in ("model", "server", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -55,8 +58,8 @@ def test_every_module_that_a_document_names_exists(document):
     ] == []
 
 
-def test_every_decision_is_in_their_index():
-    folder = ROOT / "docs" / "decisions"
+@pytest.mark.parametrize("folder", [ROOT / "docs", ROOT / "docs" / "decisions"], ids=relative)
+def test_every_page_is_in_its_folders_index(folder):
     index = (folder / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in folder.glob("*.md") if path.name != "README.md" and path.name not in index] == []
 
