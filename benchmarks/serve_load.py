@@ -182,8 +182,8 @@ def main() -> None:
     results = asyncio.run(measure(arguments))
     show(results)
     if arguments.out:
-        given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-        report = {"arguments": given, "where": surroundings(), "results": [asdict(result) for result in results]}
+        kept = {name: value for name, value in vars(arguments).items() if name not in ("api_key", "out")}
+        report = {"arguments": kept, "where": surroundings(), "results": [asdict(result) for result in results]}
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
