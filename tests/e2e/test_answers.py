@@ -1,6 +1,7 @@
 """What a user of the `openai` client sees: pictures in every format, seeds, stops, choices, streams among others."""
 
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -123,6 +124,44 @@ def test_pictures_in_later_turns_and_system_text_count(server: ServerProcess) ->
     swapped = [*turns[:3], *question("And this?", first, second)]
     assert ids(answer(server, swapped, **GREEDY)) != ids(with_all)
     assert ids(answer(server, turns[1:], **GREEDY)) != ids(with_all)
+
+
+def test_stream_goes_on_while_the_picture_of_another_request_is_encoded(chunked_server: ServerProcess) -> None:
+    """Ten crops and 671 prompt tokens, one tower block and at most 24 tokens a step: each step brings a token too."""
+    running = chunked_server
+    client = running.client()
+    arrived = 0
+    asked, answered = threading.Event(), threading.Event()
+    counts: list[int] = []
+
+    def ask_about_a_page() -> None:
+        asked.wait(30)
+        counts.append(arrived)
+        answer(running, question("What is it?", draw_page(1344, 1344, "never seen before")), max_tokens=1)
+        counts.append(arrived)
+        answered.set()
+
+    other = threading.Thread(target=ask_about_a_page)
+    other.start()
+    stream = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Tell me everything."}],
+        stream=True,
+        max_tokens=2000,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
+    )
+    for chunk in stream:
+        for choice in chunk.choices:
+            arrived += len((choice.model_extra or {}).get("token_ids") or [])
+        if arrived > 5:
+            asked.set()
+        if answered.is_set():
+            break
+    stream.close()
+    other.join(30)
+    before, after = counts
+    # 30 steps of encoding alone (10 crops of 3 blocks), and at least 28 chunks of prefill, most of them after it.
+    assert after - before >= 40
 
 
 def test_overflow_names_both_numbers(server: ServerProcess) -> None:
