@@ -54,6 +54,10 @@ class ContextOverflow(InvalidRequest):
 class InvalidImage(InvalidRequest):
     code = "invalid_image"
 
+    def at(self, param: str) -> "InvalidImage":
+        """The same refusal, naming the field that the picture came in."""
+        return InvalidImage(f"{param}: {self.message}", param=param, code=self.code)
+
 
 class Unauthorized(ApiError):
     status = 401

@@ -18,6 +18,8 @@ class ImageInput:
     width: int
     """Pixels, after the EXIF orientation is applied."""
     height: int
+    param: str = "messages"
+    """Path of the request's field that it came in, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import binascii
 import re
+from dataclasses import replace
 
 from server.errors import InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
@@ -52,9 +53,9 @@ def read_image(url: str, limits: ImageLimits, *, param: str) -> ImageInput:
     except ValueError as err:  # binascii.Error is one, and so are characters outside ASCII
         raise InvalidImage(f"{param}: the data of the URL is not valid base64", param=param) from err
     try:
-        return inspect_image(data, limits)
+        return replace(inspect_image(data, limits), param=param)
     except InvalidImage as err:
-        raise InvalidImage(f"{param}: {err.message}", param=param, code=err.code) from err
+        raise err.at(param) from err
 
 
 def _decode_base64(url: str, start: int) -> bytes:

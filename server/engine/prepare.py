@@ -20,7 +20,7 @@ from model.prompt import CropSpan, Prompt, Turn, build_prompt
 from model.slicing import SlicePlan, cut, plan_slices
 from model.tokenizer import TextError, Tokenizer
 from server.engine.arena import padded
-from server.errors import ContextOverflow, InvalidRequest
+from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import decode_image
 from server.request import GenerationRequest, ImageInput, Usage
 
@@ -229,7 +229,10 @@ def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
 
 def _cut_image(image: ImageInput, plan: SlicePlan, spans: Sequence[CropSpan]) -> tuple[list[PreparedCrop], ImageWork]:
     began = time.perf_counter()
-    decoded = decode_image(image)
+    try:
+        decoded = decode_image(image)
+    except InvalidImage as err:
+        raise err.at(image.param) from err
     after_decode = time.perf_counter()
     crops = [
         PreparedCrop(pixels, span.start, _content_hash(pixels))

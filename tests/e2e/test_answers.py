@@ -164,6 +164,20 @@ def test_stream_goes_on_while_the_picture_of_another_request_is_encoded(chunked_
     assert after - before >= 40
 
 
+def test_damaged_picture_is_named_and_costs_nobody_else_anything(server: ServerProcess) -> None:
+    page = draw_page(300, 200)
+    whole = encode(page)
+    messages = question("?", page, whole[: len(whole) // 2])
+    running = server.client().chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "Go on."}], stream=True, max_tokens=60, temperature=0
+    )
+    next(running)
+    with pytest.raises(openai.BadRequestError) as caught:
+        answer(server, messages)
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "messages[0].content[1].image_url.url")
+    assert [choice.finish_reason for chunk in running for choice in chunk.choices][-1] in ("stop", "length")
+
+
 def test_overflow_names_both_numbers(server: ServerProcess) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         answer(server, question("word " * 6000, draw_page(1344, 1344)))
