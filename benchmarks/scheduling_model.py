@@ -71,7 +71,6 @@ def simulate(*, kv_tokens: int, step_vision_blocks: int, interval_s: float) -> O
     scheduler = Scheduler(limits, BlockPool(kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS), encoder)
     requests = make_requests(interval_s)
     lengths = {sequence.request_id: length for sequence, length in requests}
-    by_slot: dict[int, Sequence] = {}
     last_s: dict[int, float] = {}
     outcome = Outcome()
     now = 0.0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from server.api.sse import EventStream
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
-from server.request import GenerationRequest, ModelInfo
+from server.request import GenerationRequest, ModelInfo, TokenEvent
 from server.settings import Settings
 from server.version import VERSION
 
@@ -35,8 +35,8 @@ def chat_router(*, settings: Settings, engine: Engine, admission: Admission, met
         with admission.permit():
             yield
 
-    @router.post("/v1/chat/completions", dependencies=[Depends(permit)])
-    async def create_chat_completion(http: Request) -> Response:
+    async def begin(http: Request) -> tuple[Reply, AsyncGenerator[TokenEvent, None]]:
+        """Up to the engine's door. Body, pictures and pixels, many megabytes, are let go before the answer begins."""
         body = await read_json_body(http, max_bytes=settings.max_body_bytes, timeout_s=settings.client_timeout_s)
         wire, prepared = await while_connected(http.receive, _prepare(body, engine, settings))
         reply = _reply(wire, prepared, engine.model)
@@ -44,11 +44,15 @@ def chat_router(*, settings: Settings, engine: Engine, admission: Admission, met
             metrics,
             completion_id=reply.completion_id,
             arrived_s=http.state.arrived_s,
-            usage=prepared.usage,
-            stream=bool(wire.stream),
+            usage=reply.usage,
+            stream=reply.is_streamed,
         )
-        events = record.observe(engine.stream(prepared))
-        if wire.stream:
+        return reply, record.observe(engine.stream(prepared))
+
+    @router.post("/v1/chat/completions", dependencies=[Depends(permit)])
+    async def create_chat_completion(http: Request) -> Response:
+        reply, events = await begin(http)
+        if reply.is_streamed:
             return EventStream(
                 stream_frames(reply, events),
                 keep_alive_s=settings.sse_keep_alive_s,
@@ -91,6 +95,7 @@ def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelI
         num_choices=prepared.request.num_choices,
         usage=prepared.usage,
         prompt_ids=prepared.prompt_ids,
+        is_streamed=bool(wire.stream),
         include_usage=wire.stream_options is not None and bool(wire.stream_options.include_usage),
         has_logprobs=bool(wire.logprobs),
         has_token_ids=bool(wire.return_token_ids),

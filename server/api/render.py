@@ -24,6 +24,7 @@ class Reply:
     num_choices: int
     usage: Usage
     prompt_ids: tuple[int, ...]
+    is_streamed: bool
     include_usage: bool = False
     """The stream ends with a chunk of usage, and all others say `usage: null`."""
     has_logprobs: bool = False

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.server_process import CHECKPOINTS, ServerProcess
+from tests.support.golden import TINY_V1
+from tests.support.server_process import ServerProcess
 
 COMMON = (
     "--device",
@@ -40,6 +41,6 @@ def chunked_server() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="session")
 def server_v1() -> Iterator[ServerProcess]:
     """Release 1.0."""
-    running = ServerProcess(*COMMON, model=str(CHECKPOINTS / "tiny-v1"))
+    running = ServerProcess(*COMMON, model=TINY_V1)
     yield running
     assert running.stop() == 0

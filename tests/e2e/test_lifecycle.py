@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import COMMON
+from tests.support.golden import TINY_V2
 from tests.support.pictures import draw_page, question
 from tests.support.server_process import ROOT, ServerProcess, wait_until
 
@@ -166,7 +167,7 @@ def test_wrong_start_names_what_is_wrong(arguments: list[str], status: int, word
 
 
 def test_broken_checkpoint_is_refused_with_the_list(tmp_path: Path) -> None:
-    for file in (ROOT / "tests/data/checkpoints/tiny-v2").iterdir():
+    for file in TINY_V2.iterdir():
         if file.name != "model-00002-of-00002.safetensors":
             (tmp_path / file.name).symlink_to(file)
     result = subprocess.run(

@@ -1,47 +1,35 @@
 """The reference's answers through the whole server: alone, in a crowd, in chunks, streamed and not."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.support.golden import GoldenCase, case_names, load_case
 from tests.support.pictures import image_part
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ServerProcess
 
-GOLDEN = ROOT / "tests" / "data" / "golden"
 NUM_NEW_TOKENS = 24
 TOLERANCE = 4e-4
 """Twice the 2e-4 that logits may differ by: a difference of two scores is compared."""
 
 
-def load(name: str) -> dict[str, Any]:
-    case: dict[str, Any] = json.loads((GOLDEN / name / "case.json").read_text(encoding="utf-8"))
-    return case
-
-
-def names(checkpoint: str) -> list[str]:
-    cases = sorted(path.parent.name for path in GOLDEN.glob("*/case.json"))
-    return [name for name in cases if load(name)["checkpoint"] == checkpoint]
-
-
-def messages(case: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def messages(case: GoldenCase) -> list[dict[str, Any]]:
     """The case's turns in OpenAI's form; the reference puts the picture into the first."""
-    turns: list[dict[str, Any]] = [dict(turn) for turn in case["messages"]]
-    if (folder / "image.png").exists():
-        picture = image_part((folder / "image.png").read_bytes())
+    turns: list[dict[str, Any]] = [dict(turn) for turn in case.messages]
+    if case.image_path is not None:
+        picture = image_part(case.image_path.read_bytes())
         turns[0]["content"] = [picture, {"type": "text", "text": turns[0]["content"]}]
     return turns
 
 
 def ask(client: openai.OpenAI, name: str, penalty: float, *, stream: bool) -> tuple[str, list[int], str]:
     """Text, generated ids and finish reason of a greedy answer to a golden case."""
-    case = load(name)
+    case = load_case(name)
     arguments: dict[str, Any] = {
         "model": "tiny",
-        "messages": messages(case, GOLDEN / name),
+        "messages": messages(case),
         "temperature": 0,
         "max_tokens": NUM_NEW_TOKENS,
         "extra_body": {"repetition_penalty": penalty, "return_token_ids": True},
@@ -49,7 +37,7 @@ def ask(client: openai.OpenAI, name: str, penalty: float, *, stream: bool) -> tu
     if not stream:
         completion = client.chat.completions.create(**arguments)
         assert completion.model_extra is not None
-        assert completion.model_extra["prompt_token_ids"] == case["input_ids"]
+        assert completion.model_extra["prompt_token_ids"] == case.input_ids
         choice = completion.choices[0]
         assert choice.model_extra is not None
         return choice.message.content or "", choice.model_extra["token_ids"], str(choice.finish_reason)
@@ -63,20 +51,20 @@ def ask(client: openai.OpenAI, name: str, penalty: float, *, stream: bool) -> tu
 
 
 def expect(name: str, run: str, answer: tuple[str, list[int], str]) -> None:
-    golden = load(name)[run]
+    golden = load_case(name).facts[run]
     ended = golden["ids"][-1] == 2
     assert answer == (golden["text"], golden["ids"], "stop" if ended else "length")
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("name", names("tiny-v2"))
+@pytest.mark.parametrize("name", case_names("2.0"))
 def test_v2_alone(server: ServerProcess, name: str, stream: bool) -> None:
     expect(name, "greedy", ask(server.client(), name, 1.0, stream=stream))
     expect(name, "greedy_rp105", ask(server.client(), name, 1.05, stream=stream))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("name", names("tiny-v1"))
+@pytest.mark.parametrize("name", case_names("1.0"))
 def test_v1_alone(server_v1: ServerProcess, name: str, stream: bool) -> None:
     expect(name, "greedy", ask(server_v1.client(), name, 1.0, stream=stream))
     expect(name, "greedy_rp105", ask(server_v1.client(), name, 1.05, stream=stream))
@@ -84,16 +72,16 @@ def test_v1_alone(server_v1: ServerProcess, name: str, stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_v2_all_at_once(server: ServerProcess, stream: bool) -> None:
-    crowd(server, names("tiny-v2"), stream=stream)
+    crowd(server, case_names("2.0"), stream=stream)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_v2_all_at_once_in_chunks(chunked_server: ServerProcess, stream: bool) -> None:
-    crowd(chunked_server, names("tiny-v2"), stream=stream)
+    crowd(chunked_server, case_names("2.0"), stream=stream)
 
 
 def test_v1_all_at_once(server_v1: ServerProcess) -> None:
-    crowd(server_v1, names("tiny-v1"), stream=True)
+    crowd(server_v1, case_names("1.0"), stream=True)
 
 
 def crowd(server: ServerProcess, cases: list[str], *, stream: bool) -> None:
@@ -106,15 +94,15 @@ def crowd(server: ServerProcess, cases: list[str], *, stream: bool) -> None:
             expect(name, run, answer)
 
 
-@pytest.mark.parametrize("name", names("tiny-v2"))
+@pytest.mark.parametrize("name", case_names("2.0"))
 def test_first_scores(server: ServerProcess, chunked_server: ServerProcess, name: str) -> None:
     """Log-probabilities differ among themselves as the reference's scores do."""
-    case = load(name)
-    expected = [score for _, score in case["greedy"]["steps"][0]["top"]]
+    case = load_case(name)
+    expected = [score for _, score in case.facts["greedy"]["steps"][0]["top"]]
     for running in (server, chunked_server):
         completion = running.client().chat.completions.create(
             model="tiny",
-            messages=messages(case, GOLDEN / name),  # type: ignore[arg-type]  # plain dictionaries of that shape
+            messages=messages(case),  # type: ignore[arg-type]  # plain dictionaries of that shape
             temperature=0,
             max_tokens=1,
             logprobs=True,

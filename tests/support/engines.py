@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -16,9 +15,9 @@ from server.engine.channel import EngineConfig, Ready, Stats
 from server.engine.client import EngineClient
 from server.image import ImageLimits, inspect_image
 from server.request import GenerationRequest, ImageInput, Message, ModelInfo, TokenEvent
+from tests.support.golden import TINY_V2
 from tests.support.pictures import encode
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "data" / "checkpoints" / "tiny-v2"
 FAKE_WORKER = "tests.support.fake_worker"
 TIMEOUT_S = 30.0
 """Of a wait that should end within milliseconds."""
@@ -59,12 +58,12 @@ class Recorder:
 
 
 def load_tokenizer() -> Tokenizer:
-    return Tokenizer.from_folder(CHECKPOINT, load_config(CHECKPOINT).release)
+    return Tokenizer.from_folder(TINY_V2, load_config(TINY_V2).release)
 
 
 def make_engine_config(**changes: Any) -> EngineConfig:
     fields: dict[str, Any] = {
-        "model_path": str(CHECKPOINT),
+        "model_path": str(TINY_V2),
         "device": "cpu",
         "dtype": "auto",
         "num_threads": None,
@@ -95,7 +94,7 @@ def make_client(recorder: Recorder, **changes: Any) -> EngineClient:
     return EngineClient(
         make_engine_config(**changes),
         model,
-        load_config(CHECKPOINT),
+        load_config(TINY_V2),
         tokenizer,
         recorder,
         num_image_threads=1,

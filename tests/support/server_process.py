@@ -14,16 +14,17 @@ from typing import IO
 import httpx
 import openai
 
+from tests.support.golden import TINY_V2
+
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINTS = ROOT / "tests" / "data" / "checkpoints"
 READY_TIMEOUT_S = 120.0
 
 
 class ServerProcess:
     """Starts the server on a free port and waits until it is ready, unless told otherwise."""
 
-    def __init__(self, *arguments: str, model: str = str(CHECKPOINTS / "tiny-v2"), wait: bool = True) -> None:
-        command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", model]
+    def __init__(self, *arguments: str, model: Path = TINY_V2, wait: bool = True) -> None:
+        command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", str(model)]
         command += ["--served-model-name", "tiny", *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MINICPMV_")}
         self._clients: list[openai.OpenAI] = []

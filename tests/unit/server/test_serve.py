@@ -21,7 +21,7 @@ from server.life import ServerLife
 from server.listener import bind_socket
 from server.metrics import Metrics
 from server.settings import InvalidSettings, Settings
-from tests.support.engines import CHECKPOINT, FAKE_WORKER
+from tests.support.engines import FAKE_WORKER
 from tests.support.fake_engine import FakeEngine, Gate
 from tests.support.golden import OFFICIAL_TOKENIZER, TINY_V2
 from tests.support.server_process import wait_until
@@ -56,7 +56,7 @@ def signal_self(number: int = signal.SIGTERM) -> None:
 def live(visit: Callable[[httpx.Client], None], **options: Any) -> int:
     """Runs a server in this thread while `visit` runs in another, which must end it with a signal."""
     port = free_port()
-    settings = Settings(model=str(CHECKPOINT), served_model_name="tiny", port=port).model_copy(update=options)
+    settings = Settings(model=str(TINY_V2), served_model_name="tiny", port=port).model_copy(update=options)
     failures: list[BaseException] = []
 
     def run_visit() -> None:

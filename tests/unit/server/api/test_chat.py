@@ -1,15 +1,18 @@
 """Answers as the official `openai` client and a plain HTTP client see them."""
 
+import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
 
+from server.api.protocol import ChatCompletionRequest
 from server.request import TokenEvent, TokenLogprob
 from server.version import VERSION
 from tests.support.api_server import HELLO, ApiServer
-from tests.support.fake_engine import MODEL, say, script
+from tests.support.fake_engine import MODEL, Gate, say, script
 from tests.support.pictures import draw_page, question
 
 LOGPROBS = (
@@ -215,6 +218,22 @@ def test_the_engine_is_asked_for_what_the_client_wants(server: ApiServer) -> Non
     assert (request.max_tokens, request.stop, request.seed, request.ignore_eos) == (5, ("x",), 3, True)
     assert (request.sampling.temperature, request.sampling.top_k) == (0.0, 7)
     assert request.messages[0].text == "hello"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_body_is_let_go_while_the_answer_is_made(server: ApiServer, stream: bool) -> None:
+    """It may have 32 MB, and an answer takes long."""
+    gate = Gate()
+    server.engine.answer = script(gate, *say("Hello"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.chat, question("?", draw_page(60, 40)), stream=stream)
+        try:
+            gate.wait_reached()
+            gc.collect()
+            assert not [thing for thing in gc.get_objects() if type(thing) is ChatCompletionRequest]
+        finally:
+            gate.open()
+        assert running.result().status_code == 200
 
 
 def test_large_body_is_parsed_alike(server: ApiServer) -> None:

@@ -14,11 +14,11 @@ from server.engine.prepare import EngineLimits, Preparer, choice_seeds
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
 from server.request import ImageInput, Message
-from tests.support.engines import CHECKPOINT, load_tokenizer, make_image, make_request
-from tests.support.golden import case_names, load_case
+from tests.support.engines import load_tokenizer, make_image, make_request
+from tests.support.golden import TINY_V2, case_names, load_case
 from tests.support.pictures import encode
 
-CONFIG = load_config(CHECKPOINT)
+CONFIG = load_config(TINY_V2)
 LIMITS = EngineLimits(max_context_tokens=4096, default_max_tokens=1024, max_crops=100, max_crop_bytes=10**8)
 
 
