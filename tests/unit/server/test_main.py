@@ -1,9 +1,7 @@
 """The command line: what is asked, what is refused, with which status."""
 
-import logging
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +12,7 @@ from server.__main__ import main
 from server.hub import demo_folder
 from server.version import VERSION
 
-
-@pytest.fixture(autouse=True)
-def restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = handlers, level
+pytestmark = pytest.mark.usefixtures("restore_logging")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,6 @@ from tests.support.fake_engine import MODEL, Gate, say, script
 from tests.support.server_process import wait_until
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.open()
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_full_house_refuses_and_says_when_to_come_back(gate: Gate, stream: bool) -> None:
     with serve(max_requests=2) as server, ThreadPoolExecutor(2) as pool:

@@ -29,13 +29,6 @@ def wait_idle(server: ApiServer) -> None:
     assert server.engine.num_streams_open == 0
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.open()
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_while_preparing(server: ApiServer, gate: Gate, stream: bool) -> None:
     server.engine.prepare_gate = gate
