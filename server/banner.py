@@ -2,19 +2,18 @@
 
 import base64
 import json
+import textwrap
 from io import BytesIO
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from server.engine.channel import Ready
 from server.request import ModelInfo
 
-DEMO_NOTE = (
-    "Note: the bundled demo checkpoint is untrained. Its answers are meaningless text; serve --model for real ones."
-)
+_WIDTH = 100
 
 
-def banner(model: ModelInfo, ready: Ready, *, url: str, needs_key: bool, is_demo: bool) -> str:
+def banner(model: ModelInfo, ready: Ready, *, url: str, needs_key: bool) -> str:
     """Some lines of text for the terminal.
 
     Args:
@@ -22,7 +21,6 @@ def banner(model: ModelInfo, ready: Ready, *, url: str, needs_key: bool, is_demo
         ready: what the engine said of itself.
         url: of the server, without a path.
         needs_key: the curl line shows where a key goes.
-        is_demo: adds the note that the demo is no trained model.
     """
     rows = [
         ("model", f"{model.model_id} (MiniCPM-V {model.release})"),
@@ -33,14 +31,15 @@ def banner(model: ModelInfo, ready: Ready, *, url: str, needs_key: bool, is_demo
         ("API", f"{url}/v1"),
     ]
     lines = ["", *(f"  {name:<9} {value}" for name, value in rows), ""]
-    if is_demo:
-        lines += [f"  {DEMO_NOTE}", ""]
+    if model.demonstration is not None:
+        note = textwrap.wrap(model.demonstration.summary(), _WIDTH, initial_indent="  ", subsequent_indent="  ")
+        lines += [*note, ""]
     lines += ["  Ask about a small picture:", "", _curl(model.model_id, url, needs_key=needs_key), ""]
     return "\n".join(lines)
 
 
 def _curl(model_id: str, url: str, *, needs_key: bool) -> str:
-    picture = base64.b64encode(_two_halves_png()).decode()
+    picture = base64.b64encode(_red_circle_png()).decode()
     body = {
         "model": model_id,
         "messages": [
@@ -48,7 +47,7 @@ def _curl(model_id: str, url: str, *, needs_key: bool) -> str:
                 "role": "user",
                 "content": [
                     {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
-                    {"type": "text", "text": "Which colours do you see?"},
+                    {"type": "text", "text": "Describe the picture."},
                 ],
             }
         ],
@@ -60,11 +59,11 @@ def _curl(model_id: str, url: str, *, needs_key: bool) -> str:
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{text}'"
 
 
-def _two_halves_png() -> bytes:
-    """A picture of 32 x 32 pixels, red on the left and blue on the right, in a hundred bytes: a bit a pixel."""
-    image = Image.new("P", (32, 32))
-    image.putpalette(b"\xd0\x20\x20\x20\x40\xd0")
-    image.paste(1, (16, 0, 32, 32))
+def _red_circle_png() -> bytes:
+    """A picture of 96 x 96 pixels, a red circle on white, in two hundred bytes: a bit a pixel."""
+    image = Image.new("P", (96, 96))
+    image.putpalette(b"\xff\xff\xff\xd8\x20\x24")
+    ImageDraw.Draw(image).ellipse((24, 24, 72, 72), fill=1)
     buffer = BytesIO()
     image.save(buffer, "PNG", bits=1)
     return buffer.getvalue()

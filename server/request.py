@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from model.step import SamplingParams
+from server.demonstration import Demonstration
 
 Role = Literal["user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -110,3 +111,5 @@ class ModelInfo:
     default_max_tokens: int
     default_sampling: SamplingParams = field(default_factory=SamplingParams)
     """The vendor's or OpenAI's, by setting; a request overrides it field by field."""
+    demonstration: Demonstration | None = None
+    """Of the bundled demo: what it is and how well it does."""

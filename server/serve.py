@@ -15,10 +15,11 @@ from model.config import ConfigError, load_config
 from model.tokenizer import Tokenizer, TokenizerError
 from server.api.auth import KeyRing, load_keys
 from server.banner import banner
+from server.demonstration import load_demonstration
 from server.engine.channel import EngineConfig
 from server.engine.client import EngineClient
 from server.engine.process import EngineStartError
-from server.hub import DEMO, ModelError, resolve_model
+from server.hub import ModelError, resolve_model
 from server.life import ServerLife
 from server.listener import CannotListen, bind_socket, url_of
 from server.log import configure_logging, with_fields
@@ -47,7 +48,7 @@ def run_server(settings: Settings) -> int:
             model = resolve_model(settings.model, settings.revision, settings.model_source)
             metrics = Metrics(version=VERSION)
             engine = build_engine(settings, model.folder, settings.served_model_name or model.model_id, metrics)
-            announce = partial(_announcement, engine, settings, url=url_of(listener), needs_key=bool(keys))
+            announce = partial(_announcement, engine, url=url_of(listener), needs_key=bool(keys))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(ServerLife(settings, listener, engine, metrics, keys, announce=announce).run())
     except (CannotListen, ModelError, ConfigError, TokenizerError, EngineStartError) as err:
@@ -86,6 +87,7 @@ def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metri
             created_s=int(time.time()),
             default_max_tokens=max_tokens,
             default_sampling=sampling,
+            demonstration=load_demonstration(folder),
         ),
         config,
         tokenizer,
@@ -114,8 +116,8 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
     )
 
 
-def _announcement(engine: EngineClient, settings: Settings, *, url: str, needs_key: bool) -> str:
-    return banner(engine.model, engine.ready, url=url, needs_key=needs_key, is_demo=settings.model == DEMO)
+def _announcement(engine: EngineClient, *, url: str, needs_key: bool) -> str:
+    return banner(engine.model, engine.ready, url=url, needs_key=needs_key)
 
 
 def _warn_when_open(listener: socket.socket, keys: KeyRing) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Response
 
 from server.api.errors import json_response
@@ -28,7 +29,7 @@ def models_router(engine: Engine) -> APIRouter:
 
 
 def _model_object(model: ModelInfo) -> dict[str, Any]:
-    return {
+    shown = {
         "id": model.model_id,
         "object": "model",
         "created": model.created_s,
@@ -37,3 +38,6 @@ def _model_object(model: ModelInfo) -> dict[str, Any]:
         "max_model_len": model.max_context_tokens,
         "release": model.release,
     }
+    if model.demonstration is not None:
+        shown["demonstration"] = msgspec.to_builtins(model.demonstration)
+    return shown

@@ -16,9 +16,37 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": (("model.config", "model.step", "model.tokenizer", "model.slicing", "model.prompt"), ()),
     "networks": (("model.nn",), ("model",)),
     "runtime": (("model.runtime",), ("networks", "model")),
+    # How the bundled demo is made: drawing and questions, without torch; then its training; and its exam.
+    "demo pictures": (
+        (
+            "model.demo.draw",
+            "model.demo.exam",
+            "model.demo.fonts",
+            "model.demo.phrases",
+            "model.demo.questions",
+            "model.demo.scene",
+            "model.demo.targets",
+            "model.demo.tokenizer",
+            "model.demo.words",
+        ),
+        ("model",),
+    ),
+    "demo training": (
+        (
+            "model.demo.export",
+            "model.demo.lessons",
+            "model.demo.muon",
+            "model.demo.net",
+            "model.demo.recipe",
+            "model.demo.train",
+        ),
+        ("demo pictures", "runtime", "networks", "model"),
+    ),
+    "demo exam": (("model.demo.evaluate",), ("demo pictures", "model")),
     # Words that the API and the engine share.
     "words": (
         (
+            "server.demonstration",
             "server.errors",
             "server.hub",
             "server.image",
@@ -123,7 +151,8 @@ def test_the_table_names_what_exists():
 
 
 def is_torch_free(name: str) -> bool:
-    return not any(is_within(name, torch_side) for torch_side in ("model.nn", "model.runtime", "server.engine.worker"))
+    with_torch = ("model.nn", "model.runtime", "server.engine.worker", *LAYERS["demo training"][0])
+    return not any(is_within(name, torch_side) for torch_side in with_torch)
 
 
 BATCHES = {

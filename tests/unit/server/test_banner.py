@@ -8,9 +8,9 @@ from dataclasses import replace
 from PIL import Image
 
 from server.api.images import read_image
-from server.banner import DEMO_NOTE, banner
+from server.banner import banner
+from server.demonstration import Accuracy, Demonstration
 from server.engine.channel import Ready
-from server.hub import demo_folder
 from server.image import ImageLimits
 from tests.support.fake_engine import MODEL
 
@@ -32,7 +32,7 @@ def curl(text: str) -> list[str]:
 
 
 def test_figures() -> None:
-    text = banner(MODEL, READY, url=URL, needs_key=False, is_demo=False)
+    text = banner(MODEL, READY, url=URL, needs_key=False)
     for part in (
         "openbmb/MiniCPM-V-2 (MiniCPM-V 2.0)",
         "cuda:0, bfloat16",
@@ -42,36 +42,39 @@ def test_figures() -> None:
         f"{URL}/v1",
     ):
         assert part in text
-    assert DEMO_NOTE not in text
+    assert "Measured" not in text
 
 
-def test_curl_line_asks_about_a_picture_of_two_colours() -> None:
-    arguments = curl(banner(MODEL, READY, url=URL, needs_key=False, is_demo=False))
+def test_curl_line_asks_about_a_red_circle() -> None:
+    arguments = curl(banner(MODEL, READY, url=URL, needs_key=False))
     assert f"{URL}/v1/chat/completions" in arguments
     body = json.loads(arguments[arguments.index("-d") + 1])
     assert body["model"] == MODEL.model_id
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     limits = ImageLimits(max_bytes=1000, max_pixels=10_000, max_side=100, max_aspect=2)
     picture = Image.open(io.BytesIO(read_image(url, limits, param="x").data)).convert("RGB")
-    assert picture.size == (32, 32)
-    assert [picture.getpixel(at) for at in ((0, 0), (15, 31), (16, 0), (31, 31))] == [
-        *[(0xD0, 0x20, 0x20)] * 2,
-        *[(0x20, 0x40, 0xD0)] * 2,
+    assert picture.size == (96, 96)
+    assert [picture.getpixel(at) for at in ((0, 0), (48, 30), (48, 48), (95, 95))] == [
+        (0xFF, 0xFF, 0xFF),
+        *[(0xD8, 0x20, 0x24)] * 2,
+        (0xFF, 0xFF, 0xFF),
     ]
 
 
 def test_curl_line_survives_any_model_id() -> None:
     model = replace(MODEL, model_id='it\'s $HOME `x` "y"')
-    arguments = curl(banner(model, READY, url=URL, needs_key=False, is_demo=False))
+    arguments = curl(banner(model, READY, url=URL, needs_key=False))
     assert json.loads(arguments[arguments.index("-d") + 1])["model"] == model.model_id
 
 
 def test_curl_line_shows_where_the_key_goes() -> None:
-    arguments = curl(banner(MODEL, READY, url=URL, needs_key=True, is_demo=False))
+    arguments = curl(banner(MODEL, READY, url=URL, needs_key=True))
     assert "Authorization: Bearer $MINICPMV_API_KEY" in arguments
-    assert "Authorization" not in banner(MODEL, READY, url=URL, needs_key=False, is_demo=False)
+    assert "Authorization" not in banner(MODEL, READY, url=URL, needs_key=False)
 
 
-def test_the_demo_is_called_untrained_as_long_as_it_is() -> None:
-    assert DEMO_NOTE in banner(MODEL, READY, url=URL, needs_key=False, is_demo=True)
-    assert "untrained" in (demo_folder() / "README.md").read_text(encoding="utf-8")
+def test_the_demo_says_what_it_is_and_how_well_it_does() -> None:
+    demo = Demonstration("A demonstration.", ("read", "count"), (Accuracy("counting", "right answers", 0.93, 0.911),))
+    text = banner(replace(MODEL, demonstration=demo), READY, url=URL, needs_key=False)
+    said = "A demonstration. It can read, count. Measured: counting 93% in English and 91% in Chinese (right answers)."
+    assert said in " ".join(text.split())

@@ -1,0 +1,194 @@
+"""The model as it is trained: the served networks with starting weights, and a head that is thrown away afterwards.
+
+Axes: B pictures, L tokens of the longest conversation, D width, P patches of a crop, V width of the tower, N heads,
+H head size.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig, ResamplerConfig
+from model.demo.targets import NOTHING, NUM_CHARACTERS, NUM_COLOURS, NUM_SHAPES, SLOTS, UNREADABLE, Targets
+from model.nn.attention.base import AttentionPlan, LayerCache
+from model.nn.minicpmv import MiniCPMV
+from model.nn.vision import VisionBlock
+
+_NOTHING_WEIGHT = 0.4
+"""In the patch loss: of all patches and slots that show nothing, next to all that show something."""
+_OTHERS_WEIGHT = 0.3
+"""In the patch loss: of shapes and of colours, next to characters."""
+
+
+class WholeSequences:
+    """The attention of training: rows of equal length, every token new, nothing cached. Set `num_rows` before use."""
+
+    def __init__(self) -> None:
+        self.num_rows = 1
+
+    def __call__(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cache: LayerCache, plan: AttentionPlan) -> Tensor:
+        del cache, plan
+        q, k, v = (x.view(self.num_rows, -1, *x.shape[1:]).transpose(1, 2) for x in (q_TNH, k_TKH, v_TKH))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
+
+
+class PatchHead(nn.Module):
+    """What a patch shows, read off the tower's output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sizes = [SLOTS * NUM_CHARACTERS, NUM_SHAPES, NUM_COLOURS]
+        self.out = nn.Linear(width, sum(self.sizes))
+
+    def forward(self, x_BPV: Tensor, targets: Targets) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and the shares of characters and of colours that were told right."""
+        characters, shapes, colours = self.out(x_BPV).flatten(0, 1).split(self.sizes, dim=-1)
+        characters = characters.unflatten(-1, (SLOTS, NUM_CHARACTERS)).flatten(0, 1)
+        wanted = [
+            torch.from_numpy(t).flatten().to(x_BPV.device)
+            for t in (targets.characters, targets.shapes, targets.colours)
+        ]
+        loss = _balanced(characters, wanted[0]) + _OTHERS_WEIGHT * (
+            _balanced(shapes, wanted[1]) + _balanced(colours, wanted[2])
+        )
+        return loss, {
+            "characters": _share_right(characters, wanted[0]),
+            "shapes": _share_right(shapes, wanted[1]),
+            "colours": _share_right(colours, wanted[2]),
+        }
+
+
+def _balanced(scores: Tensor, wanted: Tensor) -> Tensor:
+    """The mean loss of what is shown plus a part of the mean loss of what shows nothing: most patches show nothing."""
+    losses = F.cross_entropy(scores, wanted, ignore_index=UNREADABLE, reduction="none")
+    shown, nothing = wanted > NOTHING, wanted == NOTHING
+    return (losses * shown).sum() / shown.sum().clamp(min=1) + _NOTHING_WEIGHT * (
+        (losses * nothing).sum() / nothing.sum().clamp(min=1)
+    )
+
+
+def _share_right(scores: Tensor, wanted: Tensor) -> float:
+    """Among those that show something; NaN when none does."""
+    shown = wanted > 0
+    return float((scores[shown].argmax(-1) == wanted[shown]).float().mean())
+
+
+class Student(nn.Module):
+    """The model and the patch head, ready to learn."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = WholeSequences()
+        self.model = MiniCPMV(config, self.attention)
+        self.patch_head = PatchHead(config.vision.hidden_size)
+        _initialize(self.model)
+        self.model.requires_grad_(True)
+        # Fixed, so that the tower may keep the tables that it makes of it.
+        self.model.vision.position.requires_grad = False
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks and layers, for any number of pictures and tokens."""
+        for block in (*self.model.vision.blocks, *self.model.language.layers):
+            block.compile(*args, dynamic=True, **kwargs)
+
+    def see(self, pixels_BYX3: Tensor) -> Tensor:
+        """The tower's output, [B, P, V]."""
+        tower = self.model.vision
+        seen: Tensor = tower.norm(tower.run_blocks(tower.embed(pixels_BYX3), 0, len(tower.blocks)))
+        return seen
+
+    def resample(self, x_BPV: Tensor, num_rows: int, num_columns: int) -> Tensor:
+        """The vectors of crops, [B, Q, D], of what `see` gave."""
+        vectors: Tensor = self.model.resampler(x_BPV, num_rows, num_columns)
+        return vectors
+
+    def scores(self, ids_BL: Tensor, image_tokens_I: Tensor, vectors_ID: Tensor, wanted_W: Tensor) -> Tensor:
+        """The scores of the next id, [W, vocabulary], after the tokens `wanted_W` of the flattened batch."""
+        num_rows, length = ids_BL.shape
+        self.attention.num_rows = num_rows
+        language = self.model.language
+        h_TD = self.model.embed(ids_BL.flatten(), image_tokens_I, vectors_ID)
+        positions = torch.arange(length, device=ids_BL.device).repeat(num_rows)
+        no_caches = cast(list[LayerCache], [None] * len(language.layers))
+        h_TD = language(h_TD, positions, no_caches, cast(AttentionPlan, None))
+        return language.logits(h_TD[wanted_W])
+
+
+def _initialize(model: MiniCPMV) -> None:
+    """Draw the weights: products keep the variance of what they get, branches are small, norms are plain."""
+    config = model.config
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "ln_" in name:
+            (nn.init.ones_ if name.endswith("weight") else nn.init.zeros_)(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif name == "language.embedding":
+            nn.init.normal_(parameter, std=1 / config.language.scale_embedding)
+        elif name == "language.head":
+            nn.init.normal_(parameter, std=0.02)
+        elif name == "resampler.query":
+            nn.init.normal_(parameter, std=1.0)
+        else:
+            closes_branch = name.endswith((".proj.weight", "fc2.weight", "out.weight", "down.weight"))
+            gain = 0.3 if closes_branch else 1.0
+            nn.init.normal_(parameter, std=gain / math.sqrt(parameter[0].numel()))
+    with torch.no_grad():
+        for block in model.vision.blocks:
+            assert isinstance(block, VisionBlock)
+            # Equal queries and keys: patches begin by looking at what is near and alike (A. Trockman and J. Z. Kolter,
+            # "Mimetic initialization of self-attention layers", 2023).
+            query, key, _ = block.qkv.weight.chunk(3)
+            key.copy_(query)
+        model.vision.position.copy_(_smooth_positions(config.vision.position_side, config.vision.hidden_size))
+        _look_near(model, config.resampler)
+
+
+def _smooth_positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of where a patch is in its crop, [1, side * side, width], from a half to ten turns of pi."""
+    quarter = width // 4
+    frequencies = torch.exp(torch.arange(quarter) / quarter * math.log(20.0)) * math.pi / 2
+    angles = ((torch.arange(side) + 0.5) / side)[:, None] * frequencies
+    waves = torch.cat((angles.sin(), angles.cos()), dim=1)
+    columns, rows = waves.expand(side, side, -1), waves[:, None].expand(side, side, -1)
+    return 0.5 * torch.cat((columns, rows), dim=2).reshape(1, side * side, width)
+
+
+_NEAR_GAIN = 1.5
+"""Logit that attention gives up from a query's place to one patch beside it."""
+_FADED = 0.05
+"""Size of what a patch shows, next to where it is, in the keys."""
+
+
+def _look_near(model: MiniCPMV, config: ResamplerConfig) -> None:
+    """Let each query begin by looking at its own part of the crop, so that the order of reading need not be found.
+
+    Keys hold sin(x f), cos(x f), sin(y f), cos(y f), a quarter of the width each. Two heads share the frequencies, each
+    taking every second one. For the first the queries lie in a square over 10 x 10 patches, for the second
+    in 4 rows of 16 over 5 x 20, which is what wide crops have. Only the steep half of the frequencies tells neighbours
+    apart; what a patch shows begins in the other half.
+    """
+    resampler = model.resampler
+    width, heads = config.hidden_size, config.num_heads
+    quarter, head_size = width // 4, width // heads
+    side = math.isqrt(config.num_queries)
+    frequencies = 10000.0 ** (-torch.arange(quarter) / quarter)
+    index = torch.arange(config.num_queries)
+    square = ((index % side + 0.5) * 10 / side - 0.5, (index // side + 0.5) * 10 / side - 0.5)
+    wide = ((index % 16 + 0.5) * 20 / 16 - 0.5, (index // 16 + 0.5) * 5 / 4 - 0.5)
+    select = torch.zeros(width, width)
+    for head, (x, y) in enumerate((square, wide)):
+        mine = torch.arange(quarter) % heads == head
+        for part, (wave, place) in enumerate(((torch.sin, x), (torch.cos, x), (torch.sin, y), (torch.cos, y))):
+            dims = part * quarter + torch.nonzero(mine).flatten()
+            resampler.position[:, dims] = wave(place[:, None] * frequencies[mine])
+            rows = head * head_size + part * (head_size // 4) + torch.arange(len(dims))
+            select[rows, dims] = 1.0
+    # With this gain on both sides, a step of one patch, which lowers the product by 1.07, costs `_NEAR_GAIN`.
+    gain = math.sqrt(_NEAR_GAIN / 1.07 * math.sqrt(head_size))
+    resampler.in_proj.weight[: 2 * width] = torch.cat((select, select)) * gain
+    resampler.ln_q.weight.fill_(_FADED)
+    steep = (torch.arange(width) % quarter) < quarter * 0.6
+    resampler.ln_kv.weight[steep] = _FADED

@@ -1,0 +1,254 @@
+"""Trains the demo.
+
+    python -m model.demo.train --out build/demo
+
+Goes on from `OUT/state.pt` when there is one, writes a line of `OUT/log.jsonl` every few steps, and the checkpoint,
+as the server loads it, to `OUT/checkpoint`. Stop it at any time.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from model.demo.export import export
+from model.demo.fonts import DEFAULT_FOLDER
+from model.demo.lessons import NO_LABEL, Lesson, Lessons
+from model.demo.muon import Muon
+from model.demo.net import Student
+from model.demo.recipe import Recipe, model_config
+from model.tokenizer import Tokenizer
+
+_LOG_EVERY = 25
+_SAVE_EVERY = 100
+_MAX_GRADIENT = 1.0
+_AVERAGE_OVER = 400
+"""Steps, about, over which the exported weights are averaged."""
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where and with what a run works."""
+
+    out: Path
+    tokenizer: Path
+    fonts: Path
+    device: torch.device
+    workers: int
+    compiled: bool
+
+
+class Trainer:
+    """A student, its optimizers and the average of its weights."""
+
+    def __init__(self, recipe: Recipe, plan: Plan) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.plan = plan
+        self.config = model_config(Tokenizer.from_folder(plan.tokenizer, "2.0").vocab_size)
+        self.student = Student(self.config).to(plan.device)
+        self.average = {name: value.clone() for name, value in self.student.model.state_dict().items()}
+        self.optimizers = _optimizers(self.student, recipe)
+        self.step = 0
+        self.seconds = 0.0
+        if self._state_path.exists():
+            self._load()
+        if plan.compiled:
+            self.student.compile()
+
+    @property
+    def _state_path(self) -> Path:
+        return self.plan.out / "state.pt"
+
+    def train(self) -> None:
+        """Everything that is left of the recipe."""
+        lessons = Lessons(self.recipe, self.config, self.plan.tokenizer, self.plan.fonts)
+        left = range(self.step, len(lessons))
+        batches = DataLoader(
+            lessons,
+            batch_size=None,
+            sampler=left,
+            num_workers=self.plan.workers,
+            prefetch_factor=6 if self.plan.workers else None,
+            collate_fn=_unchanged,
+        )
+        means = Means()
+        begun = time.monotonic() - self.seconds
+        with _progress() as bar:
+            task = bar.add_task("training", total=len(lessons), completed=self.step, loss=math.nan)
+            for lesson in batches:
+                means.add(self._learn(lesson))
+                self.step += 1
+                self.seconds = time.monotonic() - begun
+                bar.update(task, completed=self.step, loss=means.now.get("loss", math.nan))
+                last = self.step == len(lessons)
+                if self.step % _LOG_EVERY == 0 or last:
+                    self._log(means.now)
+                if self.step % _SAVE_EVERY == 0 or last:
+                    self._save()
+
+    def _learn(self, lesson: Lesson) -> Figures:
+        rate = self.recipe.rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_lr"] * rate
+        loss, figures = self._loss(lesson)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
+        nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRADIENT)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        share = 1 / min(_AVERAGE_OVER, self.step + 1)
+        with torch.no_grad():
+            for name, value in self.student.model.state_dict().items():
+                self.average[name].lerp_(value, share)
+        return figures | {"loss": float(loss.detach())}
+
+    def _loss(self, lesson: Lesson) -> tuple[Tensor, Figures]:
+        device = self.plan.device
+        patch = self.config.vision.patch_size
+        loss = torch.zeros((), device=device)
+        vectors = []
+        figures: Figures = {}
+        num_crops = sum(len(group.pixels) for group in lesson.groups)
+        first_stage = lesson.ids.size == 0
+        for group in lesson.groups:
+            seen = self.student.see(torch.from_numpy(group.pixels).to(device))
+            patch_loss, shares = self.student.patch_head(seen, group.targets)
+            weight = (1.0 if first_stage else self.recipe.patch_loss) * len(group.pixels) / num_crops
+            loss = loss + weight * patch_loss
+            figures |= shares | {"patch_loss": float(patch_loss.detach())}
+            if not first_stage:
+                _, height, width, _ = group.pixels.shape
+                vectors.append(self.student.resample(seen, height // patch, width // patch).flatten(0, 1))
+        if first_stage:
+            return loss, figures
+        answer_loss, answer_figures = self._answer_loss(lesson, vectors)
+        return loss + answer_loss, figures | answer_figures
+
+    def _answer_loss(self, lesson: Lesson, vectors: list[Tensor]) -> tuple[Tensor, Figures]:
+        device = self.plan.device
+        labels = torch.from_numpy(lesson.labels).flatten()
+        wanted = torch.nonzero(labels != NO_LABEL).flatten()
+        read = torch.from_numpy(lesson.is_read).flatten()[wanted].to(device)
+        labels = labels[wanted].to(device)
+        width = self.config.language.hidden_size
+        together = torch.cat(vectors) if vectors else torch.zeros(0, width, device=device)
+        tokens = torch.from_numpy(lesson.image_tokens).to(device)
+        scores = self.student.scores(torch.from_numpy(lesson.ids).to(device), tokens, together, wanted.to(device))
+        right = (scores.argmax(-1) == labels).float()
+        return F.cross_entropy(scores, labels), {
+            "read": float(right[read].mean()),
+            "other": float(right[~read].mean()),
+        }
+
+    def _log(self, figures: Figures) -> None:
+        line = {"step": self.step, "seconds": round(self.seconds)} | {k: round(v, 4) for k, v in figures.items()}
+        with (self.plan.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "student": self.student.state_dict(),
+            "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        unfinished = self._state_path.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(self._state_path)
+        export(self.average, self.config, self.plan.tokenizer, self.plan.out / "checkpoint")
+
+    def _load(self) -> None:
+        state = torch.load(self._state_path, map_location=self.plan.device, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.student.load_state_dict(state["student"])
+        self.average = state["average"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+            # The rates are the recipe's, which may have been changed since.
+        for optimizer, rate in zip(self.optimizers, (self.recipe.muon_lr, self.recipe.adam_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["full_lr"] = rate
+
+
+class Means:
+    """Running means of the figures of the last hundred steps or so; those that a step lacks stay."""
+
+    def __init__(self) -> None:
+        self.now: Figures = {}
+
+    def add(self, figures: Figures) -> None:
+        for name, value in figures.items():
+            if not math.isnan(value):
+                before = self.now.get(name, value)
+                self.now[name] = before + 0.03 * (value - before)
+
+
+def _optimizers(student: Student, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the hidden layers, AdamW for the rest."""
+    hidden = ("vision.blocks", "language.layers", "resampler.")
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in student.model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.dim() == 2 and name.startswith(hidden) and name.endswith((".weight", "proj"))
+            (matrices if is_matrix else rest).append(parameter)
+    rest += student.patch_head.parameters()
+    adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    muon = Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
+    for optimizer in (muon, adam):
+        for group in optimizer.param_groups:
+            group["full_lr"] = group["lr"]
+    return [muon, adam]
+
+
+def _unchanged(lesson: Any) -> Any:
+    return lesson
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; one with a state is gone on with")
+    parser.add_argument("--tokenizer", type=Path, default=Path("model/demo/checkpoint"), help="folder with its files")
+    parser.add_argument("--fonts", type=Path, default=DEFAULT_FOLDER, help="folder with the typefaces")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    for field in fields(Recipe):
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    arguments = parser.parse_args()
+    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    device = torch.device(arguments.device)
+    plan = Plan(arguments.out, arguments.tokenizer, arguments.fonts, device, arguments.workers, arguments.compile)
+    Trainer(recipe, plan).train()
+
+
+if __name__ == "__main__":
+    main()
