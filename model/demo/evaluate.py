@@ -1,7 +1,9 @@
 """Examines the demo through the HTTP server, and prints its marks.
 
-minicpmv serve &
-python -m model.demo.evaluate --url http://127.0.0.1:8000 --pictures 100 --json marks.json
+    minicpmv serve &
+    python -m model.demo.evaluate --url http://127.0.0.1:8000 --pictures 100 --json marks.json
+
+With `--card` the marks also go to `demonstration.json` in a checkpoint's folder, from where the server tells them.
 """
 
 import argparse
@@ -26,18 +28,28 @@ from model.demo.phrases import Language
 
 _MAX_TOKENS = 160
 _TIMEOUT_S = 120.0
+_LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+_NOTE = "A small demonstration model that was trained on drawn pictures, not MiniCPM-V."
+_SKILLS = (
+    "read a few lines of printed text",
+    "name shapes and colors",
+    "count up to six",
+    "say where things are",
+    "describe a drawn scene",
+)
 
 Marks = Mapping[tuple[str, Language], Mark]
 
 
-def ask(client: httpx.Client, folder: Path, item: Item) -> str:
+def ask(client: httpx.Client, folder: Path, item: Item, model: str) -> str:
     """The server's greedy answer. Raises httpx.HTTPStatusError when it refuses."""
     content: list[dict[str, Any]] = [{"type": "text", "text": item.question}]
     if item.picture is not None:
         encoded = base64.b64encode((folder / item.picture).read_bytes()).decode()
         content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}})
     body = {
-        "model": "demo",
+        "model": model,
         "messages": [{"role": "user", "content": content}],
         "temperature": 0,
         "max_tokens": _MAX_TOKENS,
@@ -48,10 +60,10 @@ def ask(client: httpx.Client, folder: Path, item: Item) -> str:
     return answer
 
 
-def examine(url: str, folder: Path, items: list[Item], clients: int) -> list[tuple[Item, str]]:
+def examine(url: str, folder: Path, items: list[Item], clients: int, model: str = "demo") -> list[tuple[Item, str]]:
     """Every item with its answer, in order, asked by `clients` at once."""
     with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client, ThreadPoolExecutor(clients) as pool:
-        answers = pool.map(lambda item: ask(client, folder, item), items)
+        answers = pool.map(lambda item: ask(client, folder, item, model), items)
         return list(zip(items, track(answers, "asking", total=len(items)), strict=True))
 
 
@@ -63,14 +75,10 @@ def table(marks: Marks) -> Table:
         sign = "<=" if subject in READING else ">="
         result.add_row(
             subject,
-            *(_percent(subject, marks[subject, language]) for language in ("en", "zh")),
+            *(f"{_share(subject, marks[subject, language]):.1%}" for language in _LANGUAGES),
             "" if aim is None else f"{sign} {aim:.0%}",
         )
     return result
-
-
-def _percent(subject: str, result: Mark) -> str:
-    return f"{result.character_error_rate if subject in READING else result.share_right:.1%}"
 
 
 @contextmanager
@@ -97,16 +105,19 @@ def main() -> None:
     parser.add_argument("--fonts", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--json", type=Path, help="file for the marks and every answer")
+    parser.add_argument("--card", type=Path, help="folder of the checkpoint whose demonstration.json is written")
     arguments = parser.parse_args()
     with _exam(arguments) as folder:
         answered = examine(arguments.url, folder, read_exam(folder), arguments.clients)
     marks = mark(answered)
     Console().print(table(marks))
     if arguments.json is not None:
-        _write(arguments.json, marks, answered)
+        _write(arguments.json, _report(marks, answered))
+    if arguments.card is not None:
+        _write(arguments.card / "demonstration.json", _card(marks))
 
 
-def _write(path: Path, marks: Marks, answered: list[tuple[Item, str]]) -> None:
+def _report(marks: Marks, answered: list[tuple[Item, str]]) -> dict[str, Any]:
     subjects = [
         {"subject": subject, "language": language, "asked": m.asked, "right": m.right, "edits": m.edits}
         | {"characters": m.characters}
@@ -116,7 +127,24 @@ def _write(path: Path, marks: Marks, answered: list[tuple[Item, str]]) -> None:
         {"subject": i.subject, "question": i.question, "wanted": i.answer, "given": given, "picture": i.picture}
         for i, given in answered
     ]
-    content = {"marks": subjects, "answers": answers}
+    return {"marks": subjects, "answers": answers}
+
+
+def _card(marks: Marks) -> dict[str, Any]:
+    """What the server says of the demo: see `server.demonstration`."""
+    rows = []
+    for subject in dict.fromkeys(subject for subject, _ in marks):
+        english, chinese = (_share(subject, marks[subject, language]) for language in _LANGUAGES)
+        measure = "wrong characters" if subject in READING else "right answers"
+        rows.append({"subject": subject, "measure": measure, "english": english, "chinese": chinese})
+    return {"note": _NOTE, "skills": _SKILLS, "accuracy": rows}
+
+
+def _share(subject: str, result: Mark) -> float:
+    return round(result.character_error_rate if subject in READING else result.share_right, 4)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -7,9 +7,10 @@ the drawing. Axes: B pictures, C crops of one size, L tokens of the longest conv
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,15 @@ from model.demo.fonts import Fonts, find_fonts
 from model.demo.phrases import Language
 from model.demo.questions import Exchange, about, without_picture
 from model.demo.recipe import Recipe
-from model.demo.targets import Targets, overview_targets, slice_targets
+from model.demo.scene import Scene
+from model.demo.targets import Targets, overview_targets, patch_parts, query_parts, slice_targets
 from model.prompt import Prompt, Turn, build_prompt
-from model.slicing import SlicePlan, cut, plan_slices
+from model.slicing import Grid, Size, SlicePlan, cut, plan_slices
 from model.tokenizer import ASSISTANT_MARKER, Tokenizer
 
 NO_LABEL = -100
+
+Crops = Literal["one", "few", "many"]
 
 _ASPECTS = (1, 1, 1, 4 / 3, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 2, 2, 1 / 2, 3, 4, 5)
 _SEEN = (10, 22, 8, 60)
@@ -45,7 +49,8 @@ _SKILL_WEIGHTS = {"read": 7.0, "shape": 2.0, "colour": 2.0, "count": 2.5, "posit
 class CropGroup:
     pixels: NDArray[np.uint8]
     """[C, height, width, 3]"""
-    targets: Targets
+    patches: Targets
+    queries: Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class Lesson:
 
     groups: tuple[CropGroup, ...]
     """The overviews, then the cells of all pictures, when there are any."""
+    pages: tuple[CropGroup, ...]
+    """Further pictures that are only seen, not asked about."""
     ids: NDArray[np.int64]
     """[B, L], padded with 0; empty in the first stage."""
     labels: NDArray[np.int64]
@@ -91,10 +98,11 @@ class Lessons(Dataset[Lesson]):
         return maker.small_talk() if number % _TEXT_ONLY_EVERY == 0 else maker.answer()
 
 
-def sample_size(rng: random.Random, slicing: SlicingConfig) -> tuple[int, int]:
+def sample_size(rng: random.Random, slicing: SlicingConfig, crops: Crops | None = None) -> tuple[int, int]:
     """Width and height in pixels: two of three pictures are one crop, some a few, some as many as there may be."""
     unit = slicing.scale_resolution**2
-    kind = rng.choices(("one", "few", "many"), weights=(66, 22, 12))[0]
+    kinds: tuple[Crops, ...] = ("one", "few", "many")
+    kind = crops or rng.choices(kinds, weights=(66, 22, 12))[0]
     aspect = float(rng.choice(_ASPECTS))
     if kind == "one":
         area = rng.uniform(0.4, 0.97) * unit
@@ -133,7 +141,7 @@ class _Maker:
         plan = plan_slices(*size, self.config.slicing)
         drawings = self._draw(size, max(2, self.recipe.see_crops // plan.num_crops), _SEEN)
         nothing = np.zeros((0, 0), dtype=np.int64)
-        return Lesson(self._groups(drawings, plan), nothing, nothing, nothing.astype(bool), nothing[0:0].flatten())
+        return Lesson((), self._groups(drawings, plan), nothing, nothing, nothing.astype(bool), nothing.flatten())
 
     def answer(self) -> Lesson:
         size = sample_size(self.rng, self.config.slicing)
@@ -145,12 +153,17 @@ class _Maker:
         for drawing in drawings:
             exchanges = about(drawing.scene, self._language(), self.rng)
             talks.append(self._talk(self._converse(exchanges), plan))
-        return self._lesson(talks, plan, self._groups(drawings, plan))
+        return self._lesson(talks, plan, self._groups(drawings, plan), self._pages())
 
     def small_talk(self) -> Lesson:
         count = self.recipe.tokens_per_step // (2 * _EXPECTED_TEXT_TOKENS)
         talks = [self._talk(self._converse(without_picture(self._language(), self.rng)), None) for _ in range(count)]
-        return self._lesson(talks, None, ())
+        return self._lesson(talks, None, (), ())
+
+    def _pages(self) -> tuple[CropGroup, ...]:
+        """Pictures of one crop, most of them full of text: questions alone would show too few letters."""
+        size = sample_size(self.rng, self.config.slicing, "one")
+        return self._groups(self._draw(size, self.recipe.page_crops, _SEEN), plan_slices(*size, self.config.slicing))
 
     def _language(self) -> Language:
         return "en" if self.rng.random() < 0.55 else "zh"
@@ -159,15 +172,23 @@ class _Maker:
         return [draw_any(self.rng, size, self.fonts, self.config.slicing, weights) for _ in range(count)]
 
     def _groups(self, drawings: list[Drawing], plan: SlicePlan) -> tuple[CropGroup, ...]:
-        patch = self.config.vision.patch_size
         crops = [cut(drawing.image, plan) for drawing in drawings]
-        overviews = [overview_targets(drawing.scene, plan, patch) for drawing in drawings]
-        groups = [CropGroup(np.stack([first for first, *_ in crops]), _together(overviews))]
-        if plan.grid is not None:
-            cells = [cell for _, *cells in crops for cell in cells]
-            groups.append(
-                CropGroup(np.stack(cells), _together([slice_targets(d.scene, plan, patch) for d in drawings]))
+        scenes = [drawing.scene for drawing in drawings]
+        patch = self.config.vision.patch_size
+
+        def group(
+            pixels: list[NDArray[np.uint8]], size: Size, label: Callable[[Scene, SlicePlan, Grid], Targets]
+        ) -> CropGroup:
+            patches, queries = (
+                _together([label(scene, plan, parts) for scene in scenes])
+                for parts in (patch_parts(size, patch), query_parts(size))
             )
+            return CropGroup(np.stack(pixels), patches, queries)
+
+        groups = [group([first for first, *_ in crops], plan.source_size, overview_targets)]
+        if plan.slice_size is not None:
+            cells = [cell for _, *cells in crops for cell in cells]
+            groups.append(group(cells, plan.slice_size, slice_targets))
         return tuple(groups)
 
     def _converse(self, exchanges: list[Exchange]) -> list[Exchange]:
@@ -216,7 +237,13 @@ class _Maker:
         queries = self.config.resampler.num_queries
         return build_prompt(turns, self.tokenizer, queries, specials_in_text=False)
 
-    def _lesson(self, talks: list["_Talk"], plan: SlicePlan | None, groups: tuple[CropGroup, ...]) -> Lesson:
+    def _lesson(
+        self,
+        talks: list["_Talk"],
+        plan: SlicePlan | None,
+        groups: tuple[CropGroup, ...],
+        pages: tuple[CropGroup, ...],
+    ) -> Lesson:
         length = max(len(talk.ids) for talk in talks)
         ids = np.zeros((len(talks), length), dtype=np.int64)
         labels = np.full((len(talks), length), NO_LABEL, dtype=np.int64)
@@ -229,7 +256,7 @@ class _Maker:
             starts = np.array([talk.spans for talk in talks]) + np.arange(len(talks))[:, None] * length
             ordered = np.concatenate((starts[:, 0], starts[:, 1:].flatten()))
             image_tokens = (ordered[:, None] + np.arange(self.config.resampler.num_queries)).flatten()
-        return Lesson(groups, ids, labels, is_read, image_tokens)
+        return Lesson(groups, pages, ids, labels, is_read, image_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from model.nn.minicpmv import MiniCPMV
 from model.nn.vision import VisionBlock
 
 _NOTHING_WEIGHT = 0.4
-"""In the patch loss: of all patches and slots that show nothing, next to all that show something."""
+"""In the dense loss: of all slots that show nothing, next to all that show something."""
 _OTHERS_WEIGHT = 0.3
-"""In the patch loss: of shapes and of colours, next to characters."""
+"""In the dense loss: of shapes and of colours, next to characters."""
 
 
 class WholeSequences:
@@ -35,8 +35,8 @@ class WholeSequences:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
 
 
-class PatchHead(nn.Module):
-    """What a patch shows, read off the tower's output."""
+class DenseHead(nn.Module):
+    """What each part of a crop shows, read off its vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class PatchHead(nn.Module):
 
 
 def _balanced(scores: Tensor, wanted: Tensor) -> Tensor:
-    """The mean loss of what is shown plus a part of the mean loss of what shows nothing: most patches show nothing."""
+    """The mean loss of what is shown plus a part of the mean loss of what shows nothing: most parts show nothing."""
     losses = F.cross_entropy(scores, wanted, ignore_index=UNREADABLE, reduction="none")
     shown, nothing = wanted > NOTHING, wanted == NOTHING
     return (losses * shown).sum() / shown.sum().clamp(min=1) + _NOTHING_WEIGHT * (
@@ -77,13 +77,14 @@ def _share_right(scores: Tensor, wanted: Tensor) -> float:
 
 
 class Student(nn.Module):
-    """The model and the patch head, ready to learn."""
+    """The model and its two heads, ready to learn."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention = WholeSequences()
         self.model = MiniCPMV(config, self.attention)
-        self.patch_head = PatchHead(config.vision.hidden_size)
+        self.patch_head = DenseHead(config.vision.hidden_size)
+        self.query_head = DenseHead(config.language.hidden_size)
         _initialize(self.model)
         self.model.requires_grad_(True)
         # Fixed, so that the tower may keep the tables that it makes of it.

@@ -56,13 +56,15 @@ class Recipe:
 
     seed: int = 0
     see_steps: int = 900
-    """Steps of the first stage: the vision tower alone, told what each patch shows."""
+    """Steps of the first stage: tower and resampler alone, told what each patch shows and each query should see."""
     answer_steps: int = 2200
-    """Steps of the second stage: the whole model, asked questions, and still told what each patch shows."""
+    """Steps of the second stage: the whole model, asked questions, and still told what is where."""
     see_crops: int = 64
     """Of a step of the first stage."""
     answer_crops: int = 40
     """Of a step of the second stage, at the most."""
+    page_crops: int = 20
+    """Of a step of the second stage: pictures beside those of the questions, only to see."""
     tokens_per_step: int = 4500
     """Of the language model in the second stage, about: with one crop a picture this is the limit."""
     muon_lr: float = 0.005
@@ -74,8 +76,8 @@ class Recipe:
     """At the beginning of each stage."""
     decay_share: float = 0.3
     """Last part of the second stage, in which the learning rates go down to a twentieth, linearly."""
-    patch_loss: float = 1.0
-    """Weight in the second stage of being told what each patch shows."""
+    dense_loss: float = 1.0
+    """Weight in the second stage of being told what is where."""
 
     def rate(self, step: int) -> float:
         """The factor on the learning rates at a step, counted through both stages."""

@@ -1,6 +1,7 @@
-"""What each patch of a crop shows: the dense answers that teach the vision tower before it can be asked anything.
+"""What each part of a crop shows: the dense answers that teach the vision tower and the resampler to see before
+anything is asked. A part is a patch, or what one query of the resampler is to look at.
 
-Axes: C crops, Y rows and X columns of patches.
+Axes: C crops, Y rows and X columns of parts.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from model.demo.scene import COLOURS, SHAPES, Scene
 from model.demo.words import CHARACTERS
-from model.slicing import Box, SlicePlan
+from model.slicing import Grid, Size, SlicePlan
 
 SLOTS = 3
-"""Middles of characters that one patch can have, from left to right; further ones are not asked for."""
+"""Middles of characters that one part can have, from left to right; further ones are not asked for."""
 NOTHING = 0
 UNREADABLE = -1
 """Too small in this crop: no answer is wrong."""
@@ -29,7 +30,9 @@ _COLOUR_INDEX = {name: index + 1 for index, name in enumerate(COLOURS)}
 _READABLE_EM = 14.0
 """Pixels of the crop."""
 _CORE = 0.8
-"""Part of a shape's square whose patches are said to show it."""
+"""Share of a shape's square whose parts are said to show it."""
+_WIDE = 1.6
+"""Width over height from which on the queries lie in 4 rows of 16."""
 
 Labels = NDArray[np.int64]
 
@@ -46,20 +49,31 @@ class Targets:
     """[C, Y, X]: of the shape or the text."""
 
 
-def overview_targets(scene: Scene, plan: SlicePlan, patch_size: int) -> Targets:
-    """For the whole picture, C = 1."""
-    return _targets(scene, [(0, 0, *plan.source_size)], plan.source_size, patch_size)
+def patch_parts(size: Size, patch_size: int) -> Grid:
+    """Columns and rows of a crop's patches."""
+    return size[0] // patch_size, size[1] // patch_size
 
 
-def slice_targets(scene: Scene, plan: SlicePlan, patch_size: int) -> Targets:
-    """For the cells of a sliced picture, row by row."""
+def query_parts(size: Size) -> Grid:
+    """Columns and rows into which the 64 queries divide a crop: what each is told to look at."""
+    return (16, 4) if size[0] >= _WIDE * size[1] else (8, 8)
+
+
+def overview_targets(scene: Scene, plan: SlicePlan, parts: Grid) -> Targets:
+    """For the whole picture divided into `parts`, C = 1."""
+    return _targets(scene, plan.source_size, (1, 1), parts)
+
+
+def slice_targets(scene: Scene, plan: SlicePlan, parts: Grid) -> Targets:
+    """For the cells of a sliced picture, row by row, each divided into `parts`."""
     assert plan.refine_size is not None
-    return _targets(scene, list(plan.boxes), plan.refine_size, patch_size)
+    assert plan.grid is not None
+    return _targets(scene, plan.refine_size, plan.grid, parts)
 
 
-def _targets(scene: Scene, boxes: list[Box], size: tuple[int, int], patch: int) -> Targets:
-    """Labels of all patches of the picture at `size`, cut as the picture is."""
-    rows, columns = size[1] // patch, size[0] // patch
+def _targets(scene: Scene, size: Size, grid: Grid, parts: Grid) -> Targets:
+    """Labels of all parts of the picture at `size`, cut as the picture is."""
+    columns, rows = grid[0] * parts[0], grid[1] * parts[1]
     characters = np.zeros((rows, columns, SLOTS), dtype=np.int64)
     shapes = np.zeros((rows, columns), dtype=np.int64)
     colours = np.zeros((rows, columns), dtype=np.int64)
@@ -84,8 +98,10 @@ def _targets(scene: Scene, boxes: list[Box], size: tuple[int, int], patch: int) 
             taken[row, column] += 1
         if scene.text_colour is not None:
             colours[row, column] = _COLOUR_INDEX[scene.text_colour]
-    cells = [
-        (slice(top // patch, bottom // patch), slice(left // patch, right // patch))
-        for left, top, right, bottom in boxes
-    ]
-    return Targets(*(np.stack([labels[cell] for cell in cells]) for labels in (characters, shapes, colours)))
+    return Targets(*(_cut(labels, grid, parts) for labels in (characters, shapes, colours)))
+
+
+def _cut(labels: Labels, grid: Grid, parts: Grid) -> Labels:
+    """[rows of all, columns of all, ...] -> [C, rows of a cell, columns of a cell, ...]"""
+    divided = labels.reshape(grid[1], parts[1], grid[0], parts[0], *labels.shape[2:]).swapaxes(1, 2)
+    return divided.reshape(grid[0] * grid[1], parts[1], parts[0], *labels.shape[2:])

@@ -121,21 +121,24 @@ class Trainer:
         loss = torch.zeros((), device=device)
         vectors = []
         figures: Figures = {}
-        num_crops = sum(len(group.pixels) for group in lesson.groups)
-        first_stage = lesson.ids.size == 0
-        for group in lesson.groups:
+        together = (*lesson.groups, *lesson.pages)
+        num_crops = sum(len(group.pixels) for group in together)
+        asked = lesson.ids.size > 0
+        for group in together:
+            _, height, width, _ = group.pixels.shape
             seen = self.student.see(torch.from_numpy(group.pixels).to(device))
-            patch_loss, shares = self.student.patch_head(seen, group.targets)
-            weight = (1.0 if first_stage else self.recipe.patch_loss) * len(group.pixels) / num_crops
-            loss = loss + weight * patch_loss
-            figures |= shares | {"patch_loss": float(patch_loss.detach())}
-            if not first_stage:
-                _, height, width, _ = group.pixels.shape
-                vectors.append(self.student.resample(seen, height // patch, width // patch).flatten(0, 1))
-        if first_stage:
+            resampled = self.student.resample(seen, height // patch, width // patch)
+            vectors.append(resampled.flatten(0, 1))
+            patch_loss, shares = self.student.patch_head(seen, group.patches)
+            query_loss, query_shares = self.student.query_head(resampled, group.queries)
+            weight = (self.recipe.dense_loss if asked else 1.0) * len(group.pixels) / num_crops
+            loss = loss + weight * (patch_loss + query_loss)
+            figures |= shares | {f"query_{name}": share for name, share in query_shares.items()}
+            figures |= {"patch_loss": float(patch_loss.detach()), "query_loss": float(query_loss.detach())}
+        if not asked:
             return loss, figures
-        answer_loss, answer_figures = self._answer_loss(lesson, vectors)
-        return loss + answer_loss, figures | answer_figures
+        answer_loss, answer_figures = self._answer_loss(lesson, vectors[: len(lesson.groups)])
+        return loss + answer_loss, figures | answer_figures | {"answer_loss": float(answer_loss.detach())}
 
     def _answer_loss(self, lesson: Lesson, vectors: list[Tensor]) -> tuple[Tensor, Figures]:
         device = self.plan.device
@@ -207,6 +210,7 @@ def _optimizers(student: Student, recipe: Recipe) -> list[torch.optim.Optimizer]
             is_matrix = parameter.dim() == 2 and name.startswith(hidden) and name.endswith((".weight", "proj"))
             (matrices if is_matrix else rest).append(parameter)
     rest += student.patch_head.parameters()
+    rest += student.query_head.parameters()
     adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
     muon = Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
     for optimizer in (muon, adam):

@@ -12,15 +12,15 @@ from model.demo.lessons import NO_LABEL, Lessons
 from model.demo.muon import Muon
 from model.demo.net import Student
 from model.demo.recipe import Recipe, model_config
-from model.runtime.kv_cache import BLOCK_TOKENS, allocate_layers
-from model.runtime.loading import load_model
+from model.formats import BLOCK_TOKENS
+from model.runtime.kv_cache import allocate_layers
 from model.runtime.packing import pack_rows
 from model.step import SequenceRow
 from model.tokenizer import Tokenizer
 from server.hub import demo_folder
-from tests.support.runners import no_progress
+from tests.support.runners import load_model
 
-RECIPE = Recipe(see_steps=2, answer_steps=3, see_crops=2, answer_crops=2, tokens_per_step=200, warmup_steps=1)
+RECIPE = Recipe(see_steps=2, answer_steps=3, see_crops=2, answer_crops=2, page_crops=2, tokens_per_step=200, warmup_steps=1)
 CPU = torch.device("cpu")
 
 
@@ -40,7 +40,7 @@ def test_scores_are_those_of_the_served_networks(tmp_path, number):
     config = model_config(tokenizer.vocab_size)
     torch.manual_seed(number)
     export(Student(config).model.state_dict(), config, demo_folder(), tmp_path)
-    served = load_model(tmp_path, device=CPU, dtype="float32", progress=no_progress)
+    served = load_model(tmp_path)
     student = Student(config)
     student.model.load_state_dict(served.state_dict())
 
@@ -71,7 +71,7 @@ def serve(model, ids, image_tokens, vectors):
     ]
     packed = pack_rows(rows, num_queries=64, max_group_keys=0, device=CPU)
     h = model.embed(packed.token_ids, image_tokens, vectors)
-    caches = allocate_layers(model.config.language, num_rows * blocks, h.dtype, CPU)
+    caches = allocate_layers(model.config.language, num_rows * blocks, "fp32", CPU)
     return model.language.logits(model.language(h, packed.positions, caches, packed.plan))
 
 
@@ -109,14 +109,14 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_the_exported_checkpoint_is_the_average(tmp_path):
     trainer = train.Trainer(RECIPE, plan(tmp_path))
     trainer.train()
-    served = load_model(tmp_path / "checkpoint", device=CPU, dtype="bfloat16", progress=no_progress)
+    served = load_model(tmp_path / "checkpoint", compute="bf16")
     for name, value in served.state_dict().items():
         assert torch.equal(value, trainer.average[name].to(torch.bfloat16)), name
 
 
 def test_learning_lowers_the_loss_of_what_is_shown_again_and_again(tmp_path):
     trainer = train.Trainer(Recipe(see_steps=0, answer_steps=40, warmup_steps=1), plan(tmp_path))
-    small = Recipe(see_steps=0, answer_steps=2, answer_crops=2, tokens_per_step=200)
+    small = Recipe(see_steps=0, answer_steps=2, answer_crops=2, page_crops=2, tokens_per_step=200)
     lesson = Lessons(small, trainer.config, demo_folder(), tmp_path)[1]
     losses = []
     for _ in range(12):
