@@ -144,8 +144,16 @@ class RunnerInfo:
     num_vision_blocks: int
     device: str
     dtype: str
+    """What is computed in: fp32, bf16 or fp16."""
+    weights: str
+    """The format of the weights, and below that of the KV cache, as the settings call it."""
+    kv: str
     weight_bytes: int
     kv_bytes: int
+    memory_budget_bytes: int
+    """What all of it together is to take at the most."""
+    memory: tuple[tuple[str, int], ...]
+    """The plan: names of the parts, and their bytes."""
     load_s: float
 
 

@@ -1,11 +1,11 @@
-"""The command line: `minicpmv serve`, `minicpmv selftest`, `minicpmv --version`."""
+"""The command line: `minicpmv serve`, `minicpmv plan`, `minicpmv bench`, `minicpmv selftest`, `minicpmv --version`."""
 
 import argparse
 import re
 import sys
 from collections.abc import Sequence
 
-from server.settings import DEVICE_PATTERN, InvalidSettings, load_settings
+from server.settings import DEVICE_PATTERN, InvalidSettings, Settings, load_settings
 from server.version import VERSION
 
 
@@ -22,11 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minicpmv {VERSION}")
-    parser.add_argument("command", choices=["serve", "selftest"], help="serve a model; compare it with a reference")
+    parser.add_argument(
+        "command",
+        choices=["serve", "plan", "bench", "selftest"],
+        help="serve a model; show what fits into which memory; put a server under load; compare with a reference",
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
-        return _serve(given.arguments) if given.command == "serve" else _selftest(given.arguments)
+        return {"serve": _serve, "plan": _plan, "bench": _bench, "selftest": _selftest}[given.command](given.arguments)
     except InvalidSettings as err:
         print(err, file=sys.stderr)
         return 2
@@ -35,11 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    settings = load_settings(arguments, command="serve")
+    settings = load_settings(arguments, Settings, command="serve")
     # Here, as below, so that --help and wrong flags are answered at once.
     from server.serve import run_server
 
     return run_server(settings)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    from server.plan import PlanSettings, run_plan
+
+    return run_plan(load_settings(arguments, PlanSettings, command="plan"))
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from server.bench.command import run_bench
+
+    return run_bench(arguments)
 
 
 def _selftest(arguments: Sequence[str]) -> int:
@@ -53,7 +69,7 @@ def _selftest(arguments: Sequence[str]) -> int:
     parser.add_argument("--revision", help="revision of a hub id: commit, tag or branch")
     parser.add_argument("--model-source", choices=["huggingface", "modelscope"], default="huggingface")
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    parser.add_argument("--weights", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--num-threads", type=_positive, help="CPU threads; default: the usable cores")
     given = parser.parse_args(arguments)
 
@@ -66,7 +82,7 @@ def _selftest(arguments: Sequence[str]) -> int:
 
     try:
         folder = resolve_model(given.model, given.revision, given.model_source).folder
-        agrees = run_selftest(folder, device=given.device, dtype=given.dtype, num_threads=given.num_threads)
+        agrees = run_selftest(folder, device=given.device, weights=given.weights, num_threads=given.num_threads)
     except (ModelError, ConfigError, TokenizerError, RunnerStartError) as err:
         print(f"minicpmv: {err}", file=sys.stderr)
         return 1

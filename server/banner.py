@@ -24,9 +24,11 @@ def banner(model: ModelInfo, ready: Ready, *, url: str, needs_key: bool) -> str:
     """
     rows = [
         ("model", f"{model.model_id} (MiniCPM-V {model.release})"),
-        ("device", f"{ready.device}, {ready.dtype}"),
-        ("weights", f"{_size(ready.weight_bytes)}, loaded in {ready.load_s:.1f} s"),
-        ("KV cache", f"{ready.num_kv_blocks * ready.kv_block_tokens} tokens, {_size(ready.kv_bytes)}"),
+        ("device", f"{ready.device}, computing in {ready.dtype}"),
+        ("weights", f"{ready.weights}, {_size(ready.weight_bytes)}, loaded in {ready.load_s:.1f} s"),
+        ("KV cache", f"{ready.kv}, {ready.num_kv_blocks * ready.kv_block_tokens} tokens, {_size(ready.kv_bytes)}"),
+        ("memory", f"{_size(ready.memory_budget_bytes)} at the most"),
+        *(("", f"{_size(num_bytes):>10}  {name}") for name, num_bytes in ready.memory if num_bytes),
         ("context", f"{model.max_context_tokens} tokens, prompt and answer"),
         ("API", f"{url}/v1"),
     ]

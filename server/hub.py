@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -39,8 +39,6 @@ DEMO = "demo"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _REQUIRED = ("config.json", "tokenizer.model", "tokenizer_config.json")
-# Weights as safetensors only, and no code: nothing else of a repository is ever fetched.
-_WANTED = [*_REQUIRED, "generation_config.json", _INDEX, "*.safetensors"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HASH_CHUNK_BYTES = 8 * 1024 * 1024
@@ -106,21 +104,43 @@ def resolve_model(model: str, revision: str | None, source: Source) -> ResolvedM
     Raises:
         ModelError: one of the tree above.
     """
+    local = _local_folder(model, revision)
+    if local is not None:
+        _check_complete(local, missing_files(local))
+        return ResolvedModel(local, local.resolve().name if model != DEMO else DEMO, None)
+    fetch = _huggingface if source == "huggingface" else _modelscope
+    folder, resolved = fetch(model, revision, _CHECKPOINT)
+    if revision is None and model.lower() in _PINNED_SHA256:
+        _verify(folder, _PINNED_SHA256[model.lower()])
+    return ResolvedModel(folder, model, resolved)
+
+
+def resolve_config(model: str, revision: str | None, source: Source) -> Path:
+    """A folder with the model's config.json; of a hub's model no other file is fetched.
+
+    Args and Raises: as `resolve_model`.
+    """
+    local = _local_folder(model, revision)
+    if local is not None:
+        _check_complete(local, _CONFIG_ALONE.missing(local))
+        return local
+    fetch = _huggingface if source == "huggingface" else _modelscope
+    folder, _ = fetch(model, revision, _CONFIG_ALONE)
+    return folder
+
+
+def _local_folder(model: str, revision: str | None) -> Path | None:
+    """The folder that is meant; None where it is a hub id."""
     local = demo_folder() if model == DEMO else Path(model).expanduser()
     if local.is_dir():
         if revision is not None:
             raise ModelError(f"a revision ({revision}) belongs to a hub id, and {model} is a folder")
-        _check_complete(local, missing_files(local))
-        return ResolvedModel(local, local.resolve().name if model != DEMO else DEMO, None)
+        return local
     if not _HUB_ID.fullmatch(model):
         raise ModelNotFound(
             f"the model {model!r} is no folder here, no hub id of the form owner/name, and not {DEMO!r}"
         )
-    fetch = _huggingface if source == "huggingface" else _modelscope
-    folder, resolved = fetch(model, revision)
-    if revision is None and model.lower() in _PINNED_SHA256:
-        _verify(folder, _PINNED_SHA256[model.lower()])
-    return ResolvedModel(folder, model, resolved)
+    return None
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -134,7 +154,25 @@ def missing_files(folder: Path) -> list[str]:
             return [f"{_INDEX} (damaged)"]
     else:
         needed.append(_SINGLE)
-    return [name for name in needed if not (folder / name).is_file()]
+    return _absent(folder, needed)
+
+
+def _absent(folder: Path, names: Sequence[str]) -> list[str]:
+    return [name for name in names if not (folder / name).is_file()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Which part of a repository is wanted."""
+
+    patterns: Sequence[str]
+    missing: Callable[[Path], list[str]]
+    """What a folder lacks of it."""
+
+
+# Weights as safetensors only, and no code: nothing else of a repository is ever fetched.
+_CHECKPOINT = _Files([*_REQUIRED, "generation_config.json", _INDEX, "*.safetensors"], missing_files)
+_CONFIG_ALONE = _Files(["config.json"], lambda folder: _absent(folder, ["config.json"]))
 
 
 def _check_complete(folder: Path, missing: list[str]) -> None:
@@ -142,16 +180,18 @@ def _check_complete(folder: Path, missing: list[str]) -> None:
         raise IncompleteModel(f"{folder} is not a complete checkpoint; missing: {', '.join(missing)}")
 
 
-def _huggingface(model: str, revision: str | None) -> tuple[Path, str]:
+def _huggingface(model: str, revision: str | None, files: _Files) -> tuple[Path, str]:
     """The snapshot's folder and its commit."""
 
     def fetch(*, local_files_only: bool) -> Path:
         return Path(
-            snapshot_download(model, revision=revision, allow_patterns=_WANTED, local_files_only=local_files_only)
+            snapshot_download(
+                model, revision=revision, allow_patterns=[*files.patterns], local_files_only=local_files_only
+            )
         )
 
     try:
-        folder = _cached_or_downloaded(model, fetch, absent=LocalEntryNotFoundError)
+        folder = _cached_or_downloaded(model, fetch, files, absent=LocalEntryNotFoundError)
     except (RepositoryNotFoundError, HFValidationError) as err:
         raise ModelNotFound(
             f"Hugging Face has no model {model}, or shows it only to others; for a private or gated one set HF_TOKEN"
@@ -168,7 +208,7 @@ def _huggingface(model: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def _modelscope(model: str, revision: str | None) -> tuple[Path, str]:
+def _modelscope(model: str, revision: str | None, files: _Files) -> tuple[Path, str]:
     """The snapshot's folder and its revision."""
     try:
         from modelscope.hub.errors import HubError
@@ -178,18 +218,20 @@ def _modelscope(model: str, revision: str | None) -> tuple[Path, str]:
 
     def fetch(*, local_files_only: bool) -> Path:
         return Path(
-            modelscope_download(model, revision=revision, allow_patterns=_WANTED, local_files_only=local_files_only)
+            modelscope_download(
+                model, revision=revision, allow_patterns=[*files.patterns], local_files_only=local_files_only
+            )
         )
 
     try:
         # The library answers an empty cache with a bare ValueError.
-        folder = _cached_or_downloaded(model, fetch, absent=ValueError)
+        folder = _cached_or_downloaded(model, fetch, files, absent=ValueError)
     except (HubError, OSError, ValueError) as err:
         raise DownloadFailed(f"ModelScope did not deliver {model}: {err}") from err
     return folder, revision or "master"
 
 
-def _cached_or_downloaded(model: str, fetch: Callable[..., Path], *, absent: type[Exception]) -> Path:
+def _cached_or_downloaded(model: str, fetch: Callable[..., Path], files: _Files, *, absent: type[Exception]) -> Path:
     """The cached copy if it is complete, else a downloaded one.
 
     Args:
@@ -198,13 +240,13 @@ def _cached_or_downloaded(model: str, fetch: Callable[..., Path], *, absent: typ
     """
     try:
         folder = fetch(local_files_only=True)
-        if not missing_files(folder):
+        if not files.missing(folder):
             return folder
     except absent:
         pass
     logger.info("downloading %s", model)
     folder = fetch(local_files_only=False)
-    _check_complete(folder, missing_files(folder))
+    _check_complete(folder, files.missing(folder))
     return folder
 
 

@@ -63,6 +63,7 @@ class Metrics:
         """The engine process has loaded the model."""
         self.cache_config.clear()
         self.cache_config.labels(str(ready.kv_block_tokens), str(ready.num_kv_blocks)).set(1)
+        self.memory_budget_bytes.set(ready.memory_budget_bytes)
         self.engine_weight_bytes.set(ready.weight_bytes)
         self.engine_kv_bytes.set(ready.kv_bytes)
 
@@ -75,12 +76,14 @@ class Metrics:
         self.engine_steps.inc(stats.steps)
         self.prompt_tokens.inc(stats.prompt_tokens)
         self.generation_tokens.inc(stats.generated_tokens)
+        self.prefix_cache_queries.inc(stats.prefix_query_tokens)
+        self.prefix_cache_hits.inc(stats.prefix_hit_tokens)
         self.image_encode_s.inc(stats.encode_s)
         self.crops_encoded.inc(stats.crops_encoded)
         self.image_cache_queries.inc(stats.crop_queries)
         self.image_cache_hits.inc(stats.crop_hits)
         self.engine_memory_bytes.set(stats.memory_bytes)
-        self.engine_memory_peak_bytes.set(stats.peak_memory_bytes)
+        self.memory_peak_bytes.set(stats.peak_memory_bytes)
 
     def on_image(self, *, decode_s: float, slice_s: float, num_crops: int) -> None:
         """One picture was decoded and cut into crops."""
@@ -136,7 +139,7 @@ class Metrics:
     def _engine_metrics(self) -> None:
         self.running = self._gauge("num_requests_running", "Sequences that take part in engine steps.")
         self.waiting = self._gauge("num_requests_waiting", "Sequences that wait in the engine for their first step.")
-        self.kv_usage = self._gauge("kv_cache_usage_ratio", "KV blocks in use, 0 to 1.")
+        self.kv_usage = self._gauge("kv_cache_usage_ratio", "KV blocks that running sequences hold, 0 to 1.")
         self.cache_config = self._gauge(
             "cache_config_info",
             "Always 1; the size of the KV cache is in the labels.",
@@ -144,13 +147,24 @@ class Metrics:
         )
         self.preemptions = self._counter("num_preemptions_total", "Sequences put back to make room in the KV cache.")
         self.engine_steps = self._counter("engine_steps_total", "Steps that the engine has run.")
-        self.prompt_tokens = self._counter("prompt_tokens_total", "Prompt tokens computed.")
+        self.prompt_tokens = self._counter(
+            "prompt_tokens_total", "Prompt tokens, computed or found in the prefix cache."
+        )
         self.generation_tokens = self._counter("generation_tokens_total", "Tokens generated.")
+        self.prefix_cache_queries = self._counter(
+            "prefix_cache_queries_tokens_total", "Prompt tokens looked up in the prefix cache."
+        )
+        self.prefix_cache_hits = self._counter("prefix_cache_hits_tokens_total", "Prompt tokens found there.")
         self.engine_restarts = self._counter("engine_restarts_total", "Times the engine process had to be replaced.")
         self.engine_memory_bytes = self._gauge(
             "engine_memory_bytes", "Memory of the engine: host, or allocated on CUDA."
         )
-        self.engine_memory_peak_bytes = self._gauge("engine_memory_peak_bytes", "The most that it was.")
+        self.memory_budget_bytes = self._gauge(
+            "memory_budget_bytes", "What the memory plan lets the engine take, with its runtime."
+        )
+        self.memory_peak_bytes = self._gauge(
+            "memory_peak_bytes", "The most that the engine has taken: resident, or reserved by torch on CUDA."
+        )
         self.engine_weight_bytes = self._gauge("engine_weight_bytes", "Of it, the model's weights.")
         self.engine_kv_bytes = self._gauge("engine_kv_cache_bytes", "Of it, the KV cache.")
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -41,6 +41,22 @@ def parse_bytes(value: Any) -> Any:
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
+def parse_memory(value: Any) -> Any:
+    """A share of the device from numbers up to 1, such as 0.9; otherwise bytes, as `parse_bytes` reads them."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return parse_bytes(value)
+    if number > 1:
+        return parse_bytes(value)
+    if not number > 0:
+        raise ValueError(f"{value!r} is neither a size nor a share; write for example 8GiB or 0.9")
+    return number
+
+
+Memory = Annotated[int | float, BeforeValidator(parse_memory)]
+
+
 class Settings(BaseSettings):
     """MiniCPM-V 2.0 and 1.0 behind the OpenAI API."""
 
@@ -62,9 +78,22 @@ class Settings(BaseSettings):
 
     # Where and how it is computed
     device: str = Field("auto", pattern=DEVICE_PATTERN, description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and activations")
+    weights: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8"] = Field(
+        "auto", description="format of the weights; auto: the most exact that leaves room for wanted_requests"
+    )
+    kv: Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"] = Field(
+        "auto", description="format of the KV cache; auto: as for weights"
+    )
+    memory: Memory | None = Field(
+        None, description="all that the engine may take, as 8GiB, or 0.9 of the device; default: what is free"
+    )
+    kv_cache_memory: Bytes | None = Field(
+        None, ge=2**20, description="KV cache, as 2GiB; default: what the rest leaves of memory"
+    )
+    wanted_requests: int = Field(
+        19, ge=1, description="requests of 956 tokens that auto makes room for; on a CPU only where memory is given"
+    )
     num_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; default: the usable cores")
-    kv_cache_memory: Bytes | None = Field(None, ge=2**20, description="KV cache, as 2GiB; default: by free memory")
     max_context_tokens: int | None = Field(None, ge=128, description="prompt plus answer; default: the model's 4096")
     max_num_sequences: int = Field(32, ge=1, le=1024, description="sequences that run together")
     max_step_tokens: int | None = Field(
@@ -79,6 +108,7 @@ class Settings(BaseSettings):
     image_buffer_memory: Bytes = Field(
         128 * 2**20, ge=8 * 2**20, description="shared memory for pixels on their way to the engine"
     )
+    prefix_cache: bool = Field(True, description="keep computed prompts and answers for requests that begin alike")
     image_threads: int = Field(2, ge=1, le=64, description="threads that decode and slice pictures")
 
     # The listener
@@ -162,11 +192,15 @@ class InvalidSettings(Exception):
     """A setting is wrong; the message names it and the reason, one setting a line."""
 
 
-def load_settings(arguments: Sequence[str], *, command: str) -> Settings:
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load_settings(arguments: Sequence[str], kind: type[AnySettings], *, command: str) -> AnySettings:
     """The settings from flags, environment, YAML and secret files.
 
     Args:
         arguments: the command line after the command's name.
+        kind: which settings; a command may have more of them than the server.
         command: the command's name, for `--help`.
 
     Raises:
@@ -182,12 +216,12 @@ def load_settings(arguments: Sequence[str], *, command: str) -> Settings:
     if secrets_folder is not None and not Path(secrets_folder).is_dir():
         raise InvalidSettings(f"{ENV_PREFIX}SECRETS_DIR: there is no folder {secrets_folder}")
 
-    class FileSettings(Settings):
+    class FileSettings(kind):  # type: ignore[valid-type,misc]  # a class that is made here, of a class that is given
         model_config = SettingsConfigDict(yaml_file=config_file)
 
-    FileSettings.__doc__ = Settings.__doc__
+    FileSettings.__doc__ = kind.__doc__
     try:
-        return FileSettings(
+        settings: AnySettings = FileSettings(
             _cli_parse_args=list(arguments),
             _cli_prog_name=f"minicpmv {command}",
             _cli_kebab_case=True,
@@ -195,6 +229,7 @@ def load_settings(arguments: Sequence[str], *, command: str) -> Settings:
             _cli_hide_none_type=True,
             _secrets_dir=secrets_folder,
         )
+        return settings
     except ValidationError as err:
         lines = [f"{_setting_name(error['loc'])}: {error['msg']}" for error in err.errors(include_url=False)]
         raise InvalidSettings("\n".join(lines)) from err

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.config import LanguageConfig
 from model.nn.attention.base import Attention, AttentionPlan, LayerCache
-from model.nn.linear import Linear, linear
+from model.nn.linear import Linear, PackedWeight, linear, lookup
 
 
 class RmsNorm(nn.Module):
@@ -90,7 +90,8 @@ class DecoderLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    head: nn.Parameter | None
+    embedding: nn.Parameter | PackedWeight
+    head: nn.Parameter | PackedWeight | None
     """None where the embedding serves as the head too."""
 
     def __init__(self, config: LanguageConfig, attention: Attention) -> None:
@@ -109,7 +110,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """The scaled embeddings of text, [T, D]."""
-        return F.embedding(token_ids_T, self.embedding) * self.scale_embedding
+        return lookup(token_ids_T, self.embedding) * self.scale_embedding
 
     def rotary(self, positions_T: Tensor) -> Rotary:
         """The angles of each token's position in its sequence; the same for all layers."""

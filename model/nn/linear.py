@@ -1,4 +1,7 @@
-"""Matrix products, also in half precision on a processor that has no instructions for it."""
+"""Matrix products: with packed weights, and in half precision on a processor that has no instructions for it."""
+
+from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,10 @@ _MIN_ROWS_TO_CONVERT = 12
 
 # Converted at a time: still in the third level cache when sgemm reads it back. A quarter of it was no faster on a
 # quiet machine and three times slower on a busy one, because the threads meet after every piece.
-_SCRATCH_BYTES = 16 * 1024 * 1024
+SCRATCH_BYTES = 16 * 1024 * 1024
+
+Unpack = Callable[[slice, Tensor], object]
+"""(rows, out) -> writes these rows of a weight into `out`, [rows, inputs]."""
 
 
 def _slow_on_this_cpu() -> frozenset[torch.dtype]:
@@ -24,34 +30,87 @@ def _slow_on_this_cpu() -> frozenset[torch.dtype]:
     return frozenset(dtype for dtype, is_native in native.items() if not is_native)
 
 
-_SLOW_ON_CPU = _slow_on_this_cpu()
+SLOW_ON_CPU = _slow_on_this_cpu()
+"""Formats that this processor has no matrix instructions for."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+class PackedWeight(nn.Module):
+    """A weight [outputs, inputs] in fewer bits; stands where the parameter stood. `model.nn.quant` has the formats."""
+
+    def __init__(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
+        """
+        Args:
+            dtype: of activations, in which `lookup` answers.
+        """
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.num_inputs = num_inputs
+        self.dtype = dtype
+
+    @abstractmethod
+    def fill(self, first_row: int, rows: Tensor) -> None:
+        """Pack some rows, [R, inputs] of any float format, as those from `first_row` on."""
+
+    @abstractmethod
+    def unpack(self, rows: slice | Tensor, out: Tensor) -> None:
+        """Write the rows of a range, or those of these numbers, into `out`, [R, inputs] of any float format."""
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, in x's dtype; see `linear`."""
+        return multiply_in_pieces(x, self.num_outputs, self.unpack, bias)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """The rows of these numbers, [..., inputs]."""
+        out = torch.empty(ids.numel(), self.num_inputs, dtype=self.dtype, device=ids.device)
+        self.unpack(ids.flatten(), out)
+        return out.view(*ids.shape, -1)
+
+
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, in x's dtype.
 
     Args:
         x: [..., inputs], any number of rows.
-        weight: [outputs, inputs], of x's dtype.
+        weight: [outputs, inputs], of x's dtype or packed.
         bias: [outputs].
     """
+    if isinstance(weight, PackedWeight):
+        return weight.multiply(x, bias)
     num_rows = x.numel() // x.shape[-1]
-    if weight.is_cpu and weight.dtype in _SLOW_ON_CPU and num_rows >= _MIN_ROWS_TO_CONVERT:
-        return _multiply_in_float32(x, weight, bias)
+    if weight.is_cpu and weight.dtype in SLOW_ON_CPU and num_rows >= _MIN_ROWS_TO_CONVERT:
+        return multiply_in_pieces(x, len(weight), lambda part, out: out.copy_(weight[part]), bias)
     return F.linear(x, weight, bias)
 
 
-def _multiply_in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    num_outputs, num_inputs = weight.shape
-    rows = x.reshape(-1, num_inputs).float()
-    bias = None if bias is None else bias.float()
-    result = torch.empty(rows.shape[0], num_outputs, dtype=x.dtype)
-    step = max(1, min(num_outputs, _SCRATCH_BYTES // (4 * num_inputs)))
-    scratch = torch.empty(step, num_inputs)
+def lookup(ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """The rows of a weight by number, [..., inputs], in the dtype of activations."""
+    return weight.lookup(ids) if isinstance(weight, PackedWeight) else F.embedding(ids, weight)
+
+
+def multiply_in_pieces(x: Tensor, num_outputs: int, unpack: Unpack, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias, in x's dtype, some outputs at a time: there is never a second copy of the whole weight.
+
+    Computed in x's dtype, but in float32 where the processor is slow in it. The pieces depend on the weight alone, so
+    how many rows x has changes a row's result by no more than the order of its sums.
+
+    Args:
+        x: [..., inputs].
+        num_outputs: rows of the weight.
+        unpack: writes the weight's rows of a range into a tensor of the dtype that is computed in.
+        bias: [outputs].
+    """
+    num_inputs = x.shape[-1]
+    dtype = torch.float32 if x.is_cpu and x.dtype in SLOW_ON_CPU else x.dtype
+    rows = x.reshape(-1, num_inputs).to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    result = x.new_empty(rows.shape[0], num_outputs)
+    step = max(1, min(num_outputs, SCRATCH_BYTES // (dtype.itemsize * num_inputs)))
+    scratch = x.new_empty(step, num_inputs, dtype=dtype)
     for first in range(0, num_outputs, step):
         part = slice(first, min(first + step, num_outputs))
-        converted = scratch[: part.stop - first].copy_(weight[part])
-        result[:, part] = F.linear(rows, converted, None if bias is None else bias[part])
+        piece = scratch[: part.stop - first]
+        unpack(part, piece)
+        result[:, part] = F.linear(rows, piece, None if bias is None else bias[part])
     return result.view(*x.shape[:-1], num_outputs)
 
 
@@ -60,6 +119,7 @@ class Linear(nn.Module):
 
     def __init__(self, num_inputs: int, num_outputs: int, *, bias: bool) -> None:
         super().__init__()
+        # Loading may put a PackedWeight in its place.
         self.weight = nn.Parameter(torch.empty(num_outputs, num_inputs))
         self.bias = nn.Parameter(torch.empty(num_outputs)) if bias else None
 

@@ -4,6 +4,7 @@ Axes: B crops of one size, P patches, V tower width, Q queries, D language width
 stand for a picture.
 """
 
+import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -23,6 +24,15 @@ class MiniCPMV(nn.Module):
         self.resampler = Resampler(config.resampler)
         self.language = LanguageModel(config.language, attention)
         self.requires_grad_(requires_grad=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.resampler.query.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of every weight that is not packed."""
+        return self.resampler.query.dtype
 
     def finish_crops(self, x_BPV: Tensor, num_rows: int, num_columns: int) -> Tensor:
         """The picture vectors, [B, Q, D], of crops that went through all blocks of the tower.

@@ -1,11 +1,11 @@
 """Weights from the files of an official checkpoint onto the device.
 
-Bytes go file -> one small buffer -> parameter, so that loading takes no more host memory than the buffer beside the
-weights themselves, and on a GPU nothing but the buffer.
+Bytes go file -> one small buffer -> parameter, packed on the way where the plan says so, so that loading takes no more
+host memory than the buffer beside the weights themselves, and on a GPU nothing but the buffer.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from io import FileIO
 from itertools import groupby
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.nn.attention.base import Attention
+from model.nn.linear import PackedWeight
 from model.nn.minicpmv import MiniCPMV
 from model.runtime.errors import CheckpointError
 from model.runtime.safetensors_file import StoredTensor, read_tensor_list
@@ -25,7 +26,9 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
 # Large enough for the disk and the bus to run at full speed, small beside any budget.
-_BUFFER_BYTES = 64 * 1024 * 1024
+_BUFFER_BYTES = 16 * 1024 * 1024
+# Packed at a time: float32 copies of it are made on the way.
+_MAX_PACKED_NUMBERS = 2 * 1024 * 1024
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes there are to read."""
@@ -104,7 +107,7 @@ def _part(parameter: Tensor, target: Target) -> Tensor:
 
 
 def load_weights(model: MiniCPMV, stored: dict[str, StoredTensor], progress: Progress) -> None:
-    """Fill the model's parameters, converting to their dtype on the way.
+    """Fill the model's parameters, converting to their dtype or packing on the way.
 
     Args:
         model: from `empty_model`, since given memory on the device where the weights stay.
@@ -117,29 +120,52 @@ def load_weights(model: MiniCPMV, stored: dict[str, StoredTensor], progress: Pro
     in_order = sorted(stored.values(), key=lambda tensor: (tensor.path, tensor.offset))
     total_bytes = sum(tensor.num_bytes for tensor in in_order)
     # Page-locked memory, so that the copy to a GPU needs no second buffer in the driver.
-    buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=model.language.embedding.is_cuda)
+    buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=model.device.type == "cuda")
     done_bytes = 0
     for path, tensors in groupby(in_order, key=lambda tensor: tensor.path):
         try:
             with path.open("rb", buffering=0) as file:
                 for tensor in tensors:
-                    target = names[tensor.name]
-                    _fill(_part(model.get_parameter(target.parameter), target), tensor, file, buffer)
+                    _fill(model, names[tensor.name], tensor, file, buffer)
                     done_bytes += tensor.num_bytes
                     progress(done_bytes, total_bytes)
         except OSError as err:
             raise CheckpointError(f"{path} cannot be read: {err.strerror}") from err
 
 
-def _fill(parameter: Tensor, tensor: StoredTensor, file: FileIO, buffer: Tensor) -> None:
-    flat = parameter.view(-1)
-    item_bytes = tensor.dtype.itemsize
+def _fill(model: MiniCPMV, target: Target, tensor: StoredTensor, file: FileIO, buffer: Tensor) -> None:
+    module, _, name = target.parameter.rpartition(".")
+    weight = getattr(model.get_submodule(module), name)
     file.seek(tensor.offset)
-    for first in range(0, flat.numel(), _BUFFER_BYTES // item_bytes):
-        part = flat[first : first + _BUFFER_BYTES // item_bytes]
-        piece = buffer[: part.numel() * item_bytes]
+    if isinstance(weight, PackedWeight):
+        row = 0 if target.rows is None else target.rows[0]
+        for piece in _pieces(tensor, file, buffer, multiple=weight.num_inputs, most=_MAX_PACKED_NUMBERS):
+            rows = piece.view(-1, weight.num_inputs)
+            weight.fill(row, rows.to(model.device))
+            row += len(rows)
+    else:
+        flat = _part(weight, target).view(-1)
+        first = 0
+        for piece in _pieces(tensor, file, buffer, multiple=1, most=len(flat)):
+            flat[first : first + len(piece)].copy_(piece)
+            first += len(piece)
+
+
+def _pieces(tensor: StoredTensor, file: FileIO, buffer: Tensor, *, multiple: int, most: int) -> Iterator[Tensor]:
+    """The numbers of a tensor in the dtype of the file, some at a time, in a buffer that is used again.
+
+    Args:
+        multiple: what the size of each piece is a multiple of: at most what fits into the buffer.
+        most: numbers in a piece, but for one `multiple`.
+    """
+    item_bytes = tensor.dtype.itemsize
+    size = max(1, min(len(buffer) // item_bytes, most) // multiple) * multiple
+    left = tensor.num_bytes // item_bytes
+    while left:
+        piece = buffer[: min(size, left) * item_bytes]
         _read_exactly(file, piece.numpy().data, tensor)
-        part.copy_(piece.view(tensor.dtype))
+        yield piece.view(tensor.dtype)
+        left -= min(size, left)
 
 
 def _read_exactly(file: FileIO, into: memoryview, tensor: StoredTensor) -> None:

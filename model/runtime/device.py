@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from model.formats import ComputeFormat
+from model.nn.linear import SLOW_ON_CPU
 from model.runtime.errors import DeviceError
+from model.runtime.memory_plan import Machine, MemoryPlan
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
-# A model up to this size runs in float32 on a CPU when nothing is said: exact, and no slower there.
-_MAX_FLOAT32_BYTES = 1_000_000_000
+DTYPES: dict[ComputeFormat, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,28 +35,27 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", int(index))
 
 
-def choose_dtype(name: str, device: torch.device, num_parameters: int) -> torch.dtype:
-    """The number format called "auto", "float32", "bfloat16" or "float16".
+def describe(device: torch.device) -> Machine:
+    """The device as the memory plan sees it, with what is free now."""
+    on_cuda = device.type == "cuda"
+    half: ComputeFormat = "bf16"
+    if on_cuda and torch.cuda.get_device_capability(device) < (8, 0):
+        half = "fp16"
+    return Machine(
+        name=str(device),
+        kind="cuda" if on_cuda else "cpu",
+        total_bytes=_total_memory_bytes(device),
+        free_bytes=free_memory_bytes(device),
+        half=half,
+        fast_half=on_cuda or DTYPES[half] not in SLOW_ON_CPU,
+    )
 
-    "auto" is bfloat16, in which the checkpoints are published, but float16 on a GPU without bfloat16, and float32 for
-    a small model on a CPU.
 
-    Raises:
-        DeviceError: no such name, or the device does not compute in it.
-    """
-    bf16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
-    match name:
-        case "auto" if device.type == "cpu" and 4 * num_parameters < _MAX_FLOAT32_BYTES:
-            return torch.float32
-        case "auto":
-            return torch.bfloat16 if bf16 else torch.float16
-        case "bfloat16" if not bf16:
-            raise DeviceError(f"{torch.cuda.get_device_name(device)} does not compute in bfloat16; use float16")
-        case "float32" | "bfloat16" | "float16":
-            dtype: torch.dtype = getattr(torch, name)
-            return dtype
-        case _:
-            raise DeviceError(f"the dtype {name!r} is none of auto, float32, bfloat16, float16")
+def hold_to(plan: MemoryPlan, device: torch.device) -> None:
+    """Let torch take no more of a GPU than the plan gives it: beyond that a step fails, and nobody else's program."""
+    if device.type == "cuda":
+        share = (plan.budget_bytes - plan.runtime_bytes) / _total_memory_bytes(device)
+        torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
 
 
 def usable_cores() -> int:
@@ -79,6 +80,15 @@ def free_memory_bytes(device: torch.device) -> int:
             reclaimable = _field(_read(group / "memory.stat"), "inactive_file")
             free = min(free, int(limit) - int(_read(group / "memory.current")) + reclaimable)
     return max(0, free)
+
+
+def _total_memory_bytes(device: torch.device) -> int:
+    """Of the GPU, or what the host has and the control groups allow."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    limits = [_read(group / "memory.max") for group in _control_groups()]
+    host = 1024 * _field(_read(Path("/proc/meminfo")), "MemTotal:")
+    return min([host, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _control_groups() -> Iterator[Path]:

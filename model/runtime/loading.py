@@ -1,33 +1,73 @@
 """From a checkpoint folder to a model on its device."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 
-from model.config import load_config
+from model.config import ModelConfig, load_config
+from model.formats import ComputeFormat, WeightFormat, matrices, packing_of
 from model.nn.attention.reference import reference_attention
+from model.nn.linear import PackedWeight
 from model.nn.minicpmv import MiniCPMV
+from model.nn.quant import packed_weight
 from model.runtime.checkpoint import Progress, empty_model, list_checkpoint, load_weights
-from model.runtime.device import choose_dtype, free_memory_bytes
-from model.runtime.memory_plan import check_weights_fit
+from model.runtime.device import DTYPES
+from model.runtime.safetensors_file import StoredTensor
 
 
-def load_model(folder: Path, *, device: torch.device, dtype: str, progress: Progress) -> MiniCPMV:
-    """The networks of the checkpoint, ready to compute.
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A checkpoint whose files were found to fit, and nothing of them read yet."""
 
-    Args:
-        dtype: "auto", "float32", "bfloat16" or "float16".
+    config: ModelConfig
+    """As the files have it: they decide whether the head is tied."""
+    _empty: MiniCPMV
+    _stored: dict[str, StoredTensor]
 
-    Raises:
-        ConfigError: config.json is missing, or asks for something not implemented.
-        RunnerStartError: the files are damaged or not this model's, or the weights do not fit.
-    """
-    config = load_config(folder)
-    stored = list_checkpoint(folder)
-    model = empty_model(config, stored, reference_attention)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    chosen = choose_dtype(dtype, device, num_parameters)
-    check_weights_fit(num_parameters * chosen.itemsize, chosen, free_memory_bytes(device), device)
-    model.to(chosen).to_empty(device=device)
-    load_weights(model, stored, progress)
-    return model
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """The checkpoint in a folder.
+
+        Raises:
+            ConfigError: config.json is missing, or asks for something not implemented.
+            CheckpointError: the files are damaged or not this model's.
+        """
+        stored = list_checkpoint(folder)
+        model = empty_model(load_config(folder), stored, reference_attention)
+        return cls(model.config, model, stored)
+
+    def load(
+        self, *, device: torch.device, weights: WeightFormat, compute: ComputeFormat, progress: Progress
+    ) -> MiniCPMV:
+        """The networks, ready to compute. To be called once.
+
+        Args:
+            weights: in which format each matrix is held; see `model.formats`.
+            compute: of everything else.
+
+        Raises:
+            CheckpointError: a file cannot be read, or has become shorter.
+        """
+        model = self._empty.to(DTYPES[compute])
+        packed = _packed_weights(model, weights, device)
+        for path in packed:
+            module, _, name = path.rpartition(".")
+            delattr(model.get_submodule(module), name)
+        model.to_empty(device=device)
+        for path, weight in packed.items():
+            module, _, name = path.rpartition(".")
+            model.get_submodule(module).register_module(name, weight)
+        load_weights(model, self._stored, progress)
+        return model
+
+
+def _packed_weights(model: MiniCPMV, weights: WeightFormat, device: torch.device) -> dict[str, PackedWeight]:
+    """What takes the place of parameters that the setting packs, by their names."""
+    return {
+        path: packed_weight(packing, group.outputs, group.inputs, dtype=model.dtype, device=device)
+        for group in matrices(model.config)
+        if (packing := packing_of(weights, group.part)) is not None
+        for path in group.parameters
+    }

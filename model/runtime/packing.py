@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.formats import BLOCK_TOKENS
 from model.nn.attention.base import AttentionPlan, RowGroup
-from model.runtime.kv_cache import BLOCK_TOKENS
 from model.step import SequenceRow
 
 

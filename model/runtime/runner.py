@@ -6,21 +6,18 @@ from pathlib import Path
 
 import torch
 
+from model.formats import BLOCK_TOKENS
 from model.nn.attention.base import LayerCache
 from model.nn.minicpmv import MiniCPMV
 from model.runtime.crop_encoder import CropEncoder
-from model.runtime.device import choose_device, free_memory_bytes, usable_cores
-from model.runtime.kv_cache import BLOCK_TOKENS, allocate_layers, block_bytes
-from model.runtime.loading import load_model
-from model.runtime.memory_plan import Limits, dtype_name, plan_kv_blocks
+from model.runtime.device import choose_device, describe, hold_to, usable_cores
+from model.runtime.kv_cache import allocate_layers
+from model.runtime.loading import OpenedModel
+from model.runtime.memory_choice import plan_memory
+from model.runtime.memory_plan import Limits, MemoryPlan, Wishes, make_limits
 from model.runtime.packing import pack_rows
 from model.runtime.sampler import Sampler
 from model.step import RunnerInfo, Sampled, SequenceRow, StepBatch, StepOutput
-
-# Crops of one size that share a pass: a few fill a GPU; on a CPU the activations of two no longer fit into the caches.
-_MAX_CROPS_PER_PASS = {"cuda": 4, "cpu": 1}
-# On a GPU sequences decode in few calls, padded to the longest; on a CPU the padding costs more than the calls.
-_MAX_GROUP_KEYS = {"cuda": 8192, "cpu": 0}
 
 
 class TorchRunner:
@@ -41,7 +38,7 @@ class TorchRunner:
         self._caches = caches
         self._limits = limits
         self._info = info
-        self._device = model.language.embedding.device
+        self._device = model.device
 
     @property
     def info(self) -> RunnerInfo:
@@ -109,13 +106,13 @@ def build_runner(
     folder: Path,
     *,
     device: str,
-    dtype: str,
     num_threads: int | None,
-    kv_cache_bytes: int | None,
+    wishes: Wishes,
     max_context_tokens: int | None,
     max_num_sequences: int,
-    max_step_tokens: int,
+    max_step_tokens: int | None,
     num_crop_slots: int,
+    pixel_buffer_bytes: int,
     progress: Callable[[int, int], None],
 ) -> TorchRunner:
     """A runner with its weights loaded and all lasting memory taken.
@@ -123,13 +120,13 @@ def build_runner(
     Args:
         folder: an official checkpoint: config.json and safetensors.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: "auto", "float32", "bfloat16" or "float16".
         num_threads: threads for torch on a CPU; None takes the cores that this process may use.
-        kv_cache_bytes: None takes what is free, less what a step needs.
+        wishes: formats and memory.
         max_context_tokens: prompt and answer; None takes the model's own limit, which is never exceeded.
         max_num_sequences: sequences that run at a time.
-        max_step_tokens: tokens that a step computes at the most.
+        max_step_tokens: tokens that a step computes at the most; None: by device.
         num_crop_slots: encoded crops that are kept.
+        pixel_buffer_bytes: memory that this process shares with the one that decodes pictures.
         progress: called while the weights load, with the bytes read and the bytes there are.
 
     Raises:
@@ -140,41 +137,47 @@ def build_runner(
     where = choose_device(device)
     if where.type == "cpu":
         torch.set_num_threads(num_threads or usable_cores())
-    model = load_model(folder, device=where, dtype=dtype, progress=progress)
-    config = model.config
-    limits = Limits(
-        max_context_tokens=min(max_context_tokens or config.max_context_tokens, config.max_context_tokens),
+    opened = OpenedModel.from_folder(folder)
+    machine = describe(where)
+    limits = make_limits(
+        opened.config,
+        machine.kind,
+        max_context_tokens=max_context_tokens,
         max_num_sequences=max_num_sequences,
         max_step_tokens=max_step_tokens,
         num_crop_slots=num_crop_slots,
-        max_crops_per_pass=_MAX_CROPS_PER_PASS[where.type],
-        max_group_keys=_MAX_GROUP_KEYS[where.type],
+        pixel_buffer_bytes=pixel_buffer_bytes,
     )
+    plan = plan_memory(opened.config, machine, limits, wishes)
+    if wishes.memory is not None:
+        hold_to(plan, where)
+    model = opened.load(device=where, weights=plan.weights, compute=plan.compute, progress=progress)
     encoder = CropEncoder(model, num_crop_slots=num_crop_slots, max_crops_per_pass=limits.max_crops_per_pass)
     sampler = Sampler(
         num_slots=max_num_sequences,
-        vocab_size=config.language.vocab_size,
-        start_id=config.bos_id,
+        vocab_size=opened.config.language.vocab_size,
+        start_id=opened.config.bos_id,
         device=where,
     )
-    weight = model.language.embedding
-    num_blocks = plan_kv_blocks(config, weight.dtype, where, limits, kv_cache_bytes, free_memory_bytes(where))
-    caches = allocate_layers(config.language, num_blocks, weight.dtype, where)
-    info = _describe(model, limits, num_blocks, time.perf_counter() - began_s)
+    caches = allocate_layers(opened.config.language, plan.num_kv_blocks, plan.kv, where)
+    info = _describe(model, limits, plan, time.perf_counter() - began_s)
     return TorchRunner(model, encoder, sampler, caches, limits, info)
 
 
-def _describe(model: MiniCPMV, limits: Limits, num_blocks: int, load_s: float) -> RunnerInfo:
-    weight = model.language.embedding
+def _describe(model: MiniCPMV, limits: Limits, plan: MemoryPlan, load_s: float) -> RunnerInfo:
     return RunnerInfo(
-        num_kv_blocks=num_blocks,
+        num_kv_blocks=plan.num_kv_blocks,
         kv_block_tokens=BLOCK_TOKENS,
         num_crop_slots=limits.num_crop_slots,
         num_state_slots=limits.max_num_sequences,
         num_vision_blocks=model.config.vision.num_blocks,
-        device=str(weight.device),
-        dtype=dtype_name(weight.dtype),
+        device=str(model.device),
+        dtype=plan.compute,
+        weights=plan.weights,
+        kv=plan.kv,
         weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
-        kv_bytes=num_blocks * block_bytes(model.config.language, weight.dtype),
+        kv_bytes=plan.kv_bytes,
+        memory_budget_bytes=plan.budget_bytes,
+        memory=plan.rows(),
         load_s=load_s,
     )

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -19,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from model.config import ModelConfig, load_config
+from model.formats import BLOCK_TOKENS, ComputeFormat, kv_block_bytes
 from model.prompt import Turn, build_prompt
-from model.runtime.device import choose_device
-from model.runtime.kv_cache import BLOCK_TOKENS, block_bytes
+from model.runtime.device import DTYPES, choose_device
+from model.runtime.memory_plan import Wishes
 from model.runtime.oracle import Oracle, Picture, Record
 from model.runtime.runner import TorchRunner, build_runner
 from model.runtime.trace import StageResult, Trace, recorded_stages
@@ -29,12 +29,10 @@ from model.slicing import cut, plan_slices
 from model.step import CropRows, Draw, EncodeWork, SamplingParams, SequenceRow, StateStart, StepBatch
 from model.tokenizer import Tokenizer
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 # Of a stage's largest value. Two correct implementations differ by the order of their sums: at full depth by at most
 # 1.3e-6 in float32, 5.5e-3 in float16 and 3.7e-2 in bfloat16. The smallest known mistake, the tanh form of GELU, makes
 # 7e-5 and more: float32 is the judge, half precision shows gross mistakes only.
-_TOLERANCE: dict[Dtype, float] = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 1.5e-1}
+_TOLERANCE: dict[ComputeFormat, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
 _QUESTIONS = (
     # (width, height) of the picture, question. Enlarged; split into a grid; a strip of a few patches' width.
@@ -54,7 +52,7 @@ def run_selftest(
     folder: Path,
     *,
     device: str = "auto",
-    dtype: Dtype | Literal["auto"] = "auto",
+    weights: ComputeFormat = "fp32",
     num_threads: int | None = None,
     max_tokens: int = 16,
 ) -> bool:
@@ -63,20 +61,19 @@ def run_selftest(
     Args:
         folder: an official checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: of weights and activations; "auto" is float32, which alone shows small mistakes.
+        weights: format of the weights and of all that is computed; only float32 shows small mistakes.
         num_threads: threads for torch on a CPU; None takes the cores that this process may use.
         max_tokens: ids generated for each question.
 
     Raises:
         ConfigError, TokenizerError, RunnerStartError: the checkpoint, the device or the memory does not do.
     """
-    chosen: Dtype = "float32" if dtype == "auto" else dtype
     console = Console()
     with console.status("starting") as status:
         results = compare(
-            folder, device=device, dtype=chosen, num_threads=num_threads, max_tokens=max_tokens, tell=status.update
+            folder, device=device, weights=weights, num_threads=num_threads, max_tokens=max_tokens, tell=status.update
         )
-    console.print(_table(results, title=f"{folder.resolve().name}, {chosen}: this program against transformers"))
+    console.print(_table(results, title=f"{folder.resolve().name}, {weights}: this program against transformers"))
     failed = [result.stage for result in results if not result.passed]
     if failed:
         console.print(f"{len(failed)} of {len(results)} stages differ; the first is: {failed[0]}")
@@ -86,7 +83,13 @@ def run_selftest(
 
 
 def compare(
-    folder: Path, *, device: str, dtype: Dtype, num_threads: int | None, max_tokens: int, tell: Callable[[str], None]
+    folder: Path,
+    *,
+    device: str,
+    weights: ComputeFormat,
+    num_threads: int | None,
+    max_tokens: int,
+    tell: Callable[[str], None],
 ) -> list[StageResult]:
     """The differences stage by stage, the generated ids last; see `run_selftest`.
 
@@ -97,7 +100,7 @@ def compare(
     questions = _questions(config, Tokenizer.from_folder(folder, config.release))
     trace = Trace()
     tell("loading the networks")
-    runner = _build(folder, config, questions, device, dtype, num_threads, max_tokens)
+    runner = _build(folder, config, questions, device, weights, num_threads, max_tokens)
     ours = []
     for number, question in enumerate(questions, start=1):
         tell(f"computing question {number} of {len(questions)}")
@@ -108,15 +111,18 @@ def compare(
     torch.cuda.empty_cache()
 
     tell("loading the oracle")
-    oracle = Oracle.load(folder, device=choose_device(device), dtype=getattr(torch, dtype))
+    oracle = Oracle.load(folder, device=choose_device(device), dtype=DTYPES[weights])
     num_wrong = 0
     for number, (question, ids) in enumerate(zip(questions, ours, strict=True), start=1):
         tell(f"the oracle computes question {number} of {len(questions)}")
         theirs = oracle.generate(question.token_ids, question.pictures, max_tokens, trace.compare)
         num_wrong += sum(a != b for a, b in zip_longest(ids, theirs))
     # In half precision two scores may be too close to tell apart, and one other id changes all that follow.
-    exact = dtype == "float32"
-    return [*trace.results(_TOLERANCE[dtype]), StageResult("generated ids", num_wrong, tolerance=0 if exact else None)]
+    exact = weights == "fp32"
+    return [
+        *trace.results(_TOLERANCE[weights]),
+        StageResult("generated ids", num_wrong, tolerance=0 if exact else None),
+    ]
 
 
 def _table(results: list[StageResult], *, title: str) -> Table:
@@ -165,23 +171,25 @@ def _build(
     config: ModelConfig,
     questions: list[_Question],
     device: str,
-    dtype: Dtype,
+    weights: ComputeFormat,
     num_threads: int | None,
     max_tokens: int,
 ) -> TorchRunner:
     """A runner with a cache for one question at a time."""
     num_tokens = max(len(question.token_ids) for question in questions) + max_tokens
     num_blocks = -(-num_tokens // BLOCK_TOKENS)
+    # 16 and 32 bits have no scales, so the device does not matter.
+    cache_bytes = num_blocks * kv_block_bytes(config.language, weights, on_cuda=False)
     return build_runner(
         folder,
         device=device,
-        dtype=dtype,
         num_threads=num_threads,
-        kv_cache_bytes=num_blocks * block_bytes(config.language, getattr(torch, dtype)),
+        wishes=Wishes(weights=weights, kv=weights, kv_cache_bytes=cache_bytes),
         max_context_tokens=num_tokens,
         max_num_sequences=1,
         max_step_tokens=num_tokens,
         num_crop_slots=max(len(question.pictures) for question in questions),
+        pixel_buffer_bytes=0,
         progress=lambda _done, _total: None,
     )
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.runtime.memory_plan import Wishes
 from model.step import SamplingParams
 from tests.support.driver import GREEDY, Conversation, golden_crops, run
 from tests.support.forward import crop_stages, language_stages
@@ -14,10 +15,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 # See tests/parity/test_networks.py and test_half_precision.py.
 TOLERANCE = 2e-4
 HALF_TOLERANCE = {
-    ("2.0", "bfloat16"): 0.16,
-    ("1.0", "bfloat16"): 0.36,
-    ("2.0", "float16"): 0.02,
-    ("1.0", "float16"): 0.045,
+    ("2.0", "bf16"): 0.16,
+    ("1.0", "bf16"): 0.36,
+    ("2.0", "fp16"): 0.02,
+    ("1.0", "fp16"): 0.045,
 }
 DEVICE = "cuda:0"
 
@@ -43,13 +44,13 @@ def test_stages_in_float32(name):
     assert (logits - golden["logits_last"]).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", case_names())
-def test_logits_in_half_precision(name, dtype):
+def test_logits_in_half_precision(name, compute):
     case = load_case(name)
-    logits = language_stages(name, device=DEVICE, dtype=dtype).logits[-1].cpu()
+    logits = language_stages(name, device=DEVICE, compute=compute).logits[-1].cpu()
     difference = (logits - torch.from_numpy(case.tensors["logits_last"])).abs().max()
-    assert difference < HALF_TOLERANCE[case.release, dtype]
+    assert difference < HALF_TOLERANCE[case.release, compute]
 
 
 @pytest.mark.parametrize("how", [{}, {"chunk_tokens": 7, "blocks_per_step": 1}], ids=["at-once", "in-chunks"])
@@ -85,9 +86,9 @@ def test_sampling_takes_the_same_points_to_the_same_ids_as_on_a_cpu():
 
 
 def test_cache_planned_from_the_free_memory():
-    runner = make_runner(TINY_V2, device="cuda", dtype="auto", kv_cache_bytes=None)
+    runner = make_runner(TINY_V2, device="cuda", wishes=Wishes(num_requests=1))
     assert runner.info.device == DEVICE
-    assert runner.info.dtype in ("bfloat16", "float16")
+    assert runner.info.dtype in ("bf16", "fp16")
     # The tiny model's sequences cannot fill a card: all that they can use is there.
     assert runner.info.num_kv_blocks == 16 * 4096 // 16
     free_bytes, _ = torch.cuda.mem_get_info()

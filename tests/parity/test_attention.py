@@ -2,13 +2,15 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from model.nn.attention.base import LayerCache
+from model.formats import BLOCK_TOKENS
+from model.nn.attention.base import LayerCache, Pool
 from model.nn.attention.reference import reference_attention
-from model.runtime.kv_cache import BLOCK_TOKENS
+from model.runtime.kv_cache import allocate_layers
 from model.runtime.packing import pack_rows
 from model.step import Draw, SequenceRow
 
@@ -20,7 +22,7 @@ CPU = torch.device("cpu")
 def empty_cache(num_kv_heads):
     """What was never written is not a number: it must not reach any result."""
     shape = (num_kv_heads, NUM_BLOCKS, BLOCK_TOKENS, HEAD_SIZE)
-    return LayerCache(torch.full(shape, math.nan), torch.full(shape, math.nan))
+    return LayerCache(Pool(torch.full(shape, math.nan), None), Pool(torch.full(shape, math.nan), None))
 
 
 class Sequences:
@@ -85,3 +87,60 @@ def test_short_and_long_contexts_decode_together(max_group_keys):
     cache = empty_cache(2)
     sequences.check(sequences.step(cache, [(i, 0, n - 1) for i, n in enumerate(lengths)], max_group_keys))
     sequences.check(sequences.step(cache, [(i, n - 1, n) for i, n in enumerate(lengths)], max_group_keys))
+
+
+# ---- what the cache stores ----
+
+# Keys and values are normal numbers here. int8: half a step of a row's largest, about 3; fp8: a sixteenth of each.
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.003, "int8": 0.03, "fp8": 0.15}
+CONFIG = SimpleNamespace(num_layers=1, num_kv_heads=2, head_size=HEAD_SIZE)
+PARTS = (
+    [(0, 0, 20), (1, 0, 16), (4, 0, 1)],
+    [(0, 20, 39), (1, 16, 17), (2, 0, 32), (3, 0, 7)],
+    [(3, 7, 49), (0, 39, 40), (2, 32, 33)],
+)
+
+
+def stored_cache(kv):
+    [cache] = allocate_layers(CONFIG, NUM_BLOCKS, kv, CPU)
+    for pool in (cache.keys, cache.values):
+        (pool.data.view(torch.uint8) if kv == "fp8" else pool.data).fill_(127)
+        if pool.scales is not None:
+            pool.scales.fill_(math.nan)
+    return cache
+
+
+@pytest.mark.parametrize("max_group_keys", [0, 4096])
+@pytest.mark.parametrize("kv", TOLERANCE)
+def test_formats_of_the_cache(kv, max_group_keys):
+    sequences = Sequences([40, 17, 33, 50, 1], num_heads=4, num_kv_heads=2)
+    cache = stored_cache(kv)
+    errors = [
+        (mixed[t] - sequences.formula(i, start + t)).abs().max()
+        for parts in PARTS
+        for (i, start, _), mixed in sequences.step(cache, parts, max_group_keys)
+        for t in range(len(mixed))
+    ]
+    assert max(errors) < TOLERANCE[kv]
+    # The bound is not idle: the next finer format would not stay so far below it.
+    assert kv == "fp32" or max(errors) > TOLERANCE[kv] / 10
+
+
+@pytest.mark.parametrize("kv", TOLERANCE)
+def test_answer_does_not_depend_on_how_a_prompt_is_cut(kv):
+    """New tokens, too, are seen as they are stored: otherwise a preemption or a cached prefix would show."""
+    sequences = Sequences([50], num_heads=4, num_kv_heads=2)
+    [[_, whole]] = sequences.step(stored_cache(kv), [(0, 0, 50)], 0)
+    cache = stored_cache(kv)
+    cut = [sequences.step(cache, [(0, start, end)], 0)[0][1] for start, end in ((0, 7), (7, 32), (32, 49), (49, 50))]
+    torch.testing.assert_close(torch.cat(cut), whole, rtol=0, atol=1e-5)
+
+
+def test_cache_of_another_format_than_the_computation():
+    sequences = Sequences([40], num_heads=2, num_kv_heads=2)
+    sequences.q, sequences.k, sequences.v = (
+        [x.bfloat16() for x in one] for one in (sequences.q, sequences.k, sequences.v)
+    )
+    [[_, mixed]] = sequences.step(stored_cache("int8"), [(0, 0, 40)], 0)
+    wanted = torch.stack([sequences.formula(0, t).float() for t in range(40)])
+    assert (mixed - wanted).abs().max() < TOLERANCE["int8"] + TOLERANCE["bf16"]

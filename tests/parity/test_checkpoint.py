@@ -10,21 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import parse_config
+from model.formats import packing_of
 from model.nn.attention.reference import reference_attention
+from model.nn.linear import PackedWeight
+from model.nn.quant import packed_weight
 from model.runtime import checkpoint
 from model.runtime.checkpoint import empty_model
 from model.runtime.errors import CheckpointError
-from model.runtime.loading import load_model
 from model.runtime.safetensors_file import StoredTensor, read_tensor_list
 from model.runtime.weight_names import weight_names
 from tests.support.golden import DATA, TINY_V1, TINY_V2
-from tests.support.runners import no_progress
-
-CPU = torch.device("cpu")
-
-
-def load(folder, dtype="float32", progress=no_progress):
-    return load_model(folder, device=CPU, dtype=dtype, progress=progress)
+from tests.support.runners import load_model
 
 
 def stored_tensors(folder):
@@ -55,14 +51,36 @@ def assert_holds(model, tensors):
 
 
 @pytest.mark.parametrize("folder", [TINY_V2, TINY_V1], ids=["2.0", "1.0"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_tensor_of_a_checkpoint_in_two_files(folder, dtype):
-    assert_holds(load(folder, dtype), stored_tensors(folder))
+@pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16"])
+def test_every_tensor_of_a_checkpoint_in_two_files(folder, compute):
+    assert_holds(load_model(folder, compute=compute), stored_tensors(folder))
 
 
 def test_tensors_larger_than_the_buffer_arrive_in_pieces(monkeypatch):
     monkeypatch.setattr(checkpoint, "_BUFFER_BYTES", 1000)
-    assert_holds(load(TINY_V1), stored_tensors(TINY_V1))
+    assert_holds(load_model(TINY_V1), stored_tensors(TINY_V1))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "fp8"])
+def test_packed_tensors_are_those_of_the_file_packed_whole(monkeypatch, weights):
+    """Fused ones, too, and however small the pieces they are read in."""
+    monkeypatch.setattr(checkpoint, "_BUFFER_BYTES", 5000)
+    model = load_model(TINY_V2, weights=weights)
+    tensors = stored_tensors(TINY_V2)
+    num_packed = 0
+    for parameter in {target.parameter for target in weight_names(model.config).values()}:
+        module, _, name = parameter.rpartition(".")
+        weight = getattr(model.get_submodule(module), name)
+        if isinstance(weight, PackedWeight):
+            num_packed += 1
+            whole = torch.cat([tensors[n] for n, t in weight_names(model.config).items() if t.parameter == parameter])
+            packing = packing_of(weights, "layers" if parameter.startswith("language.layers") else "embedding")
+            wanted = packed_weight(packing, *whole.shape, dtype=torch.float32, device=torch.device("cpu"))
+            wanted.fill(0, whole)
+            assert torch.equal(weight.values.view(torch.uint8), wanted.values.view(torch.uint8)), parameter
+            assert torch.equal(weight.scales, wanted.scales), parameter
+    # Embedding, head, four products in each of three layers and three blocks; neither norms nor the resampler.
+    assert num_packed == 2 + 4 * 3 + 4 * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -71,12 +89,12 @@ def test_single_file_stored_in_another_format(tmp_path, dtype):
         tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
 
     folder = single_file_copy(TINY_V1, tmp_path, convert)
-    assert_holds(load(folder), stored_tensors(folder))
+    assert_holds(load_model(folder), stored_tensors(folder))
 
 
 def test_progress_ends_at_the_total():
     seen = []
-    load(TINY_V1, progress=lambda done, total: seen.append((done, total)))
+    load_model(TINY_V1, progress=lambda done, total: seen.append((done, total)))
     total = sum(tensor.nbytes for tensor in stored_tensors(TINY_V1).values())
     assert seen[-1] == (total, total)
     assert seen == sorted(seen)
@@ -86,24 +104,26 @@ def test_old_rotary_buffers_are_ignored(tmp_path):
     def add(tensors):
         tensors["llm.model.layers.2.self_attn.rotary_emb.inv_freq"] = torch.zeros(32)
 
-    load(single_file_copy(TINY_V1, tmp_path, add))
+    load_model(single_file_copy(TINY_V1, tmp_path, add))
 
 
 def test_embedding_is_the_head_where_the_file_of_release_1_has_none(tmp_path):
-    model = load(single_file_copy(TINY_V1, tmp_path, config={"tie_word_embeddings": False}))
+    model = load_model(single_file_copy(TINY_V1, tmp_path, config={"tie_word_embeddings": False}))
     assert model.language.head is None
 
 
 def test_head_in_the_file_is_used_even_when_the_configuration_ties_it(tmp_path):
     head = torch.ones(1499, 128)
-    model = load(single_file_copy(TINY_V1, tmp_path, lambda tensors: tensors.update({"llm.lm_head.weight": head})))
+    model = load_model(
+        single_file_copy(TINY_V1, tmp_path, lambda tensors: tensors.update({"llm.lm_head.weight": head}))
+    )
     assert torch.equal(model.language.head, head)
 
 
 def test_head_missing_from_release_2_is_an_error(tmp_path):
     folder = single_file_copy(TINY_V2, tmp_path, lambda tensors: tensors.pop("llm.lm_head.weight"))
     with pytest.raises(CheckpointError, match=r"\(1\): llm\.lm_head\.weight is missing"):
-        load(folder)
+        load_model(folder)
 
 
 def test_everything_wrong_is_listed_at_once(tmp_path):
@@ -113,7 +133,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path):
         tensors["resampler.query"] = torch.zeros(64, 64)
 
     with pytest.raises(CheckpointError) as caught:
-        load(single_file_copy(TINY_V1, tmp_path, spoil))
+        load_model(single_file_copy(TINY_V1, tmp_path, spoil))
     text = str(caught.value)
     assert "(4)" in text
     assert "vpm.norm.bias is missing" in text
@@ -209,40 +229,40 @@ def test_truncated_file_is_refused_before_anything_is_loaded(copy):
     path = copy / "model-00002-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"00002-of-00002.*the file has"):
-        load(copy)
+        load_model(copy)
 
 
 def test_file_that_the_index_names_is_missing(copy):
     (copy / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors cannot be read: No such file"):
-        load(copy)
+        load_model(copy)
 
 
 def test_index_and_files_disagree(copy):
     change_index(copy, lambda weight_map: weight_map.pop("vpm.pos_embed"))
     with pytest.raises(CheckpointError, match=r"disagree: vpm\.pos_embed in model-0000"):
-        load(copy)
+        load_model(copy)
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/hostname", 7])
 def test_index_may_name_files_beside_it_only(copy, file):
     change_index(copy, lambda weight_map: weight_map.update({"vpm.pos_embed": file}))
     with pytest.raises(CheckpointError, match="not a plain file name"):
-        load(copy)
+        load_model(copy)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weight_map": []}'])
 def test_malformed_index(copy, text):
     (copy / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"index\.json"):
-        load(copy)
+        load_model(copy)
 
 
 def test_folder_without_weights(copy):
     for path in copy.glob("model*"):
         path.unlink()
     with pytest.raises(CheckpointError, match="neither"):
-        load(copy)
+        load_model(copy)
 
 
 def test_file_that_shrinks_while_it_is_read(copy, monkeypatch):
@@ -256,4 +276,4 @@ def test_file_that_shrinks_while_it_is_read(copy, monkeypatch):
 
     monkeypatch.setattr("model.runtime.loading.list_checkpoint", shrink)
     with pytest.raises(CheckpointError, match="ends inside"):
-        load(copy)
+        load_model(copy)

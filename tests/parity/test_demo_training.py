@@ -20,7 +20,9 @@ from model.tokenizer import Tokenizer
 from server.hub import demo_folder
 from tests.support.runners import load_model
 
-RECIPE = Recipe(see_steps=2, answer_steps=3, see_crops=2, answer_crops=2, page_crops=2, tokens_per_step=200, warmup_steps=1)
+RECIPE = Recipe(
+    see_steps=2, answer_steps=3, see_crops=2, answer_crops=2, page_crops=2, tokens_per_step=200, warmup_steps=1
+)
 CPU = torch.device("cpu")
 
 

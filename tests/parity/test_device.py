@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.runtime import device
-from model.runtime.device import choose_device, choose_dtype, free_memory_bytes, usable_cores
+from model.runtime.device import choose_device, describe, free_memory_bytes, usable_cores
 from model.runtime.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -25,25 +25,6 @@ def test_device_that_is_not_there():
 
 def test_cpu_is_taken_when_asked_for():
     assert choose_device("cpu") == CPU
-
-
-@pytest.mark.parametrize(
-    ("name", "num_parameters", "dtype"),
-    [
-        ("auto", 249_999_999, torch.float32),
-        ("auto", 250_000_000, torch.bfloat16),
-        ("float32", 10**10, torch.float32),
-        ("float16", 1, torch.float16),
-        ("bfloat16", 1, torch.bfloat16),
-    ],
-)
-def test_dtype_on_a_cpu(name, num_parameters, dtype):
-    assert choose_dtype(name, CPU, num_parameters) == dtype
-
-
-def test_unknown_dtype_is_refused_by_name():
-    with pytest.raises(DeviceError, match="'int8'"):
-        choose_dtype("int8", CPU, 1)
 
 
 @pytest.fixture
@@ -85,3 +66,17 @@ def test_limit_of_the_control_group_bounds_the_memory(control_group):
     assert free_memory_bytes(CPU) == 24_000_000
     control_group(memory__current="60000000")
     assert free_memory_bytes(CPU) == 0
+
+
+def test_share_of_a_host_is_a_share_of_what_the_control_group_allows(control_group):
+    assert describe(CPU).total_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    control_group(cgroup__controllers="cpu memory", memory__max="50000000", memory__current="0")
+    assert describe(CPU).total_bytes == 50_000_000
+    control_group(memory__max="max")
+    assert describe(CPU).total_bytes > 50_000_000
+
+
+def test_this_host():
+    found = describe(CPU)
+    assert (found.name, found.kind, found.half) == ("cpu", "cpu", "bf16")
+    assert 0 < found.free_bytes < found.total_bytes

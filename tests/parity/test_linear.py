@@ -15,9 +15,9 @@ HALVES = frozenset({torch.bfloat16, torch.float16})
 @pytest.mark.parametrize("rows", [(1,), (11,), (12,), (2, 70)])
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_product_is_exact_up_to_the_rounding_of_its_result(monkeypatch, converted, dtype, rows, has_bias):
-    monkeypatch.setattr(linear_module, "_SLOW_ON_CPU", converted)
+    monkeypatch.setattr(linear_module, "SLOW_ON_CPU", converted)
     # Seven rows of the weight at a time, which does not divide their number.
-    monkeypatch.setattr(linear_module, "_SCRATCH_BYTES", 7 * 4 * 96)
+    monkeypatch.setattr(linear_module, "SCRATCH_BYTES", 7 * 4 * 96)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*size, generator=generator).to(dtype) for size in ((*rows, 96), (50, 96), (50,)))
     result = linear(x, weight, bias if has_bias else None)

@@ -12,14 +12,13 @@ from benchmarks import random_checkpoint
 from benchmarks.random_checkpoint import OFFICIAL_CONFIG, shards, tensor_specs, write_checkpoint
 from model.config import load_config, parse_config
 from model.prompt import Turn, build_prompt
-from model.runtime.loading import load_model
 from model.slicing import cut, plan_slices
 from model.tokenizer import Tokenizer
 from server.hub import demo_folder, missing_files
 from tests.support.driver import Conversation, run
 from tests.support.golden import DATA, TINY_V2
 from tests.support.pictures import draw_page
-from tests.support.runners import make_runner, no_progress
+from tests.support.runners import load_model, make_runner
 
 SHARD_BYTES = 1_000_000
 
@@ -60,7 +59,7 @@ def test_what_is_written_is_complete_and_fills_every_parameter(tmp_path):
     assert index["weight_map"].keys() == found.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
-    load_model(folder, device=torch.device("cpu"), dtype="float32", progress=no_progress)
+    load_model(folder)
 
 
 def test_tensor_depends_on_seed_and_name_only(tmp_path):

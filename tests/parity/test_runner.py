@@ -114,7 +114,7 @@ def test_row_that_points_outside_is_stopped_before_it_touches_anything(row):
 
 def test_info_describes_what_was_built():
     info = tiny_runner(TINY_V2).info
-    assert (info.device, info.dtype, info.num_vision_blocks) == ("cpu", "float32", 3)
+    assert (info.device, info.dtype, info.num_vision_blocks) == ("cpu", "fp32", 3)
     # 64 MiB, the size asked for: 2 x 3 layers x 4 heads x 64 numbers x 4 bytes x 16 tokens a block.
     assert info.num_kv_blocks == 64 * 2**20 // (2 * 3 * 4 * 64 * 4 * 16)
     assert info.kv_bytes == info.num_kv_blocks * 2 * 3 * 4 * 64 * 4 * 16

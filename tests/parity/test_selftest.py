@@ -16,8 +16,10 @@ from server.hub import demo_folder
 from tests.support.golden import TINY_V1, TINY_V2
 
 
-def compare_on_cpu(folder, *, dtype="float32", max_tokens=2):
-    return compare(folder, device="cpu", dtype=dtype, num_threads=2, max_tokens=max_tokens, tell=lambda _doing: None)
+def compare_on_cpu(folder, *, weights="fp32", max_tokens=2):
+    return compare(
+        folder, device="cpu", weights=weights, num_threads=2, max_tokens=max_tokens, tell=lambda _doing: None
+    )
 
 
 def first_failure(results):
@@ -57,7 +59,7 @@ def test_stages_run_from_pixels_to_ids_and_agree(folder, num_blocks):
 
 
 def test_half_precision_is_held_to_its_own_tolerance_and_ids_are_not_judged():
-    results = compare_on_cpu(TINY_V1, dtype="bfloat16")
+    results = compare_on_cpu(TINY_V1, weights="bf16")
 
     assert first_failure(results) is None
     assert results[-1].tolerance is None

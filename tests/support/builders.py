@@ -4,11 +4,12 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.step import RunnerInfo, SamplingParams, StepBatch
+from model.step import Runner, RunnerInfo, SamplingParams, StepBatch
 from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.encoding import EncodePlanner
 from server.engine.limits import StepLimits
+from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import NewToken, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.vision_cache import VisionCache
@@ -26,11 +27,11 @@ class FakeArena:
         self._pixels: dict[int, bytes] = {}
         self._num_bytes = 0
 
-    def put(self, content: int) -> int:
-        """The offset of a new crop; equal `content` is an equal picture."""
+    def put(self, pixels: bytes) -> int:
+        """The offset of a new crop."""
         offset = self._num_bytes
-        self._pixels[offset] = crop_pixels(content)
-        self._num_bytes += len(self._pixels[offset])
+        self._pixels[offset] = pixels
+        self._num_bytes += len(pixels)
         return offset
 
     def read(self, offset: int, num_bytes: int) -> memoryview:
@@ -52,9 +53,10 @@ def crop_pixels(content: int) -> bytes:
 
 
 def make_crops(arena: FakeArena, crops: Ordered[tuple[int, int]]) -> tuple[Crop, ...]:
-    """Crops of a prompt, given as (position, content)."""
+    """Crops of a prompt, given as (position, content); equal `content` is an equal picture."""
     return tuple(
-        Crop(arena.put(content), CROP_WIDTH, CROP_HEIGHT, start, content.to_bytes(16)) for start, content in crops
+        Crop(arena.put(crop_pixels(content)), CROP_WIDTH, CROP_HEIGHT, start, content.to_bytes(16))
+        for start, content in crops
     )
 
 
@@ -70,6 +72,7 @@ def make_sequence(
     max_tokens: int = 4,
     eos_id: int | None = None,
     arrived: float = 0.0,
+    cache_salt: bytes = b"",
 ) -> Sequence:
     """A sequence over `prompt_ids`, by default `num_prompt` ids that differ from request to request."""
     return Sequence(
@@ -82,6 +85,7 @@ def make_sequence(
         max_tokens=max_tokens,
         eos_id=eos_id,
         arrived=arrived,
+        cache_salt=cache_salt,
     )
 
 
@@ -103,9 +107,10 @@ class Engine:
 
     scheduler: Scheduler
     blocks: BlockPool
+    prefixes: PrefixCache
     vision: VisionCache
     encoder: EncodePlanner
-    runner: FakeRunner
+    runner: Runner
     arena: FakeArena = field(default_factory=FakeArena)
     now: float = 0.0
     """The clock: a step takes one second."""
@@ -117,8 +122,13 @@ class Engine:
         self, num_prompt: int = 5, *, crops: Ordered[tuple[int, int]] = (), num_choices: int = 1, **request: Any
     ) -> list[Sequence]:
         """The sequences of one new request; see `make_sequence`, and `make_crops` for the form of `crops`."""
-        seed = request.pop("seed", 0)
-        fields: dict[str, Any] = {"request_id": self.num_requests, "crops": make_crops(self.arena, crops)} | request
+        return self.submit_crops(num_prompt, make_crops(self.arena, crops), num_choices=num_choices, **request)
+
+    def submit_crops(
+        self, num_prompt: int, crops: tuple[Crop, ...], *, num_choices: int, seed: int = 0, **request: Any
+    ) -> list[Sequence]:
+        """The same with crops that lie in the arena."""
+        fields: dict[str, Any] = {"request_id": self.num_requests, "crops": crops} | request
         sequences = [
             make_sequence(num_prompt, choice=choice, seed=seed + choice, **fields) for choice in range(num_choices)
         ]
@@ -179,7 +189,9 @@ class Engine:
         assert self.arena.offsets == set()
 
 
-def make_engine(info: RunnerInfo | None = None, *, runner: FakeRunner | None = None, **limits: Any) -> Engine:
+def make_engine(
+    info: RunnerInfo | None = None, *, runner: Runner | None = None, prefix_cache: bool = True, **limits: Any
+) -> Engine:
     """An engine over a fake runner of these sizes, with `limits` as `make_limits` takes them."""
     info = info or make_info()
     blocks = BlockPool(info.num_kv_blocks, info.kv_block_tokens)
@@ -187,8 +199,9 @@ def make_engine(info: RunnerInfo | None = None, *, runner: FakeRunner | None = N
     arena = FakeArena()
     step_limits = make_limits(**({"num_state_slots": info.num_state_slots} | limits))
     encoder = EncodePlanner(step_limits, vision, arena.read)
-    scheduler = Scheduler(step_limits, blocks, encoder)
-    return Engine(scheduler, blocks, vision, encoder, runner or FakeRunner(info), arena)
+    prefixes = PrefixCache(blocks, crop_queries=step_limits.crop_queries, is_enabled=prefix_cache)
+    scheduler = Scheduler(step_limits, blocks, prefixes, encoder)
+    return Engine(scheduler, blocks, prefixes, vision, encoder, runner or FakeRunner(info), arena)
 
 
 def expected_of(sequence: Sequence) -> list[int]:

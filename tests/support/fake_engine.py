@@ -47,6 +47,7 @@ def say(
     choice: int = 0,
     finish_reason: FinishReason | None = "stop",
     logprobs: Sequence[TokenLogprob] = (),
+    cached_tokens: int = 0,
 ) -> list[TokenEvent]:
     """One event for each text, with ids 10, 11, ...; the last one ends the choice, unless `finish_reason` is None."""
     events = []
@@ -60,6 +61,7 @@ def say(
                 logprobs=tuple(logprobs[number : number + 1]),
                 finish_reason=finish_reason if is_last else None,
                 num_tokens=number + 1,
+                cached_tokens=cached_tokens,
                 timings=TIMINGS if is_last else None,
             )
         )

@@ -30,9 +30,13 @@ def make_info(
         num_state_slots=num_state_slots,
         num_vision_blocks=num_vision_blocks,
         device="fake",
-        dtype="float32",
+        dtype="fp32",
+        weights="fp32",
+        kv="fp32",
         weight_bytes=0,
         kv_bytes=0,
+        memory_budget_bytes=0,
+        memory=(),
         load_s=0.0,
     )
 

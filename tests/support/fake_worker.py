@@ -8,6 +8,7 @@ It speaks the real protocol through the real transport. The last user turn's tex
     die          ends the process at once
     nonsense     releases memory that it was never given
     pixels       generates the first pixel of each crop, as hex digits
+    salt         generates the cache salt, as hex digits
     silent       says nothing any more, not even that it is alive, and ignores Shutdown
     (else)       generates `max_tokens` ids
 
@@ -116,6 +117,8 @@ class FakeEngine:
                     self._generate(request, choice, [*encode(argument), self._tokenizer.eos_id], "stop")
             case "pixels":
                 self._generate(request, 0, encode(self._first_pixels(request)), "length")
+            case "salt":
+                self._generate(request, 0, encode(request.cache_salt.hex()), "length")
             case _:
                 for choice in choices:
                     self._generate(request, choice, encode("a")[:1] * request.max_tokens, "length")
@@ -172,9 +175,13 @@ def start(config: EngineConfig) -> FromEngine:
         return StartFailed(REFUSAL)
     return Ready(
         device="cpu",
-        dtype="float32",
+        dtype="fp32",
+        weights="int8",
+        kv="int8",
         weight_bytes=1,
         kv_bytes=1,
+        memory_budget_bytes=8 * 2**30,
+        memory=[("workspace", 300 * 2**20), ("graphs", 0)],
         num_kv_blocks=NUM_KV_BLOCKS,
         kv_block_tokens=KV_BLOCK_TOKENS,
         num_crop_slots=NUM_CROP_SLOTS,

@@ -7,7 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from model.runtime.kv_cache import BLOCK_TOKENS, allocate_layers
+from model.formats import BLOCK_TOKENS, ComputeFormat, KvFormat, WeightFormat
+from model.runtime.kv_cache import allocate_layers
 from model.runtime.packing import pack_rows
 from model.step import SequenceRow
 from tests.support.driver import golden_crops
@@ -41,10 +42,12 @@ class LanguageStages:
 
 @cache
 @torch.inference_mode()
-def crop_stages(name: str, device: str = "cpu", dtype: str = "float32") -> list[CropStages]:
+def crop_stages(
+    name: str, device: str = "cpu", compute: ComputeFormat = "fp32", weights: WeightFormat | None = None
+) -> list[CropStages]:
     """The stages of each crop of a case's picture."""
     case = load_case(name)
-    model = tiny_model(case.checkpoint, device, dtype)
+    model = tiny_model(case.checkpoint, device, compute, weights)
     stages = []
     for first_token, pixels in golden_crops(case):
         x = model.vision.embed(torch.tensor(pixels)[None].to(device))
@@ -56,23 +59,31 @@ def crop_stages(name: str, device: str = "cpu", dtype: str = "float32") -> list[
 
 @torch.inference_mode()
 def language_stages(
-    name: str, generated_ids: Sequence[int] = (), device: str = "cpu", dtype: str = "float32"
+    name: str,
+    generated_ids: Sequence[int] = (),
+    device: str = "cpu",
+    compute: ComputeFormat = "fp32",
+    weights: WeightFormat | None = None,
+    kv: KvFormat | None = None,
 ) -> LanguageStages:
-    """The stages of a case's prompt followed by `generated_ids`, computed in one go."""
+    """The stages of a case's prompt followed by `generated_ids`, computed in one go.
+
+    Args:
+        weights, kv: formats; None is what is computed in.
+    """
     case = load_case(name)
-    crops = crop_stages(name, device, dtype)
-    model = tiny_model(case.checkpoint, device, dtype)
+    crops = crop_stages(name, device, compute, weights)
+    model = tiny_model(case.checkpoint, device, compute, weights)
     language = model.language
     ids = [*case.input_ids, *generated_ids]
     row = SequenceRow(0, ids, 0, range(-(-len(ids) // BLOCK_TOKENS)), (), None)
     packed = pack_rows([row], num_queries=64, max_group_keys=0, device=torch.device(device))
     image_tokens = [crop.first_token + query for crop in crops for query in range(len(crop.vectors))]
-    vectors = [language.embedding.new_empty(0, language.embedding.shape[1]), *(crop.vectors for crop in crops)]
+    vectors = [model.resampler.query.new_empty(0, model.resampler.query.shape[1]), *(crop.vectors for crop in crops)]
     x = model.embed(packed.token_ids, torch.tensor(image_tokens, dtype=torch.int64, device=device), torch.cat(vectors))
     embeddings = x
     rotary = language.rotary(packed.positions)
-    weight = language.embedding
-    caches = allocate_layers(model.config.language, len(row.block_table), weight.dtype, weight.device)
+    caches = allocate_layers(model.config.language, len(row.block_table), kv or compute, model.device)
     layers = []
     for layer, kv in zip(language.layers, caches, strict=True):
         x = layer(x, rotary, kv, packed.plan)

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import torch
 
+from model.formats import ComputeFormat, WeightFormat
 from model.nn.minicpmv import MiniCPMV
-from model.runtime.loading import load_model
+from model.runtime.checkpoint import Progress
+from model.runtime.loading import OpenedModel
+from model.runtime.memory_plan import KvSetting, WeightSetting, Wishes
 from model.runtime.runner import TorchRunner, build_runner
+
+KV_CACHE_BYTES = 64 * 1024 * 1024
 
 
 def no_progress(_done_bytes: int, _total_bytes: int) -> None:
@@ -15,34 +20,50 @@ def no_progress(_done_bytes: int, _total_bytes: int) -> None:
 
 
 @cache
-def tiny_runner(checkpoint: Path, device: str = "cpu", dtype: str = "float32") -> TorchRunner:
-    return make_runner(checkpoint, device=device, dtype=dtype)
+def tiny_runner(
+    checkpoint: Path, device: str = "cpu", weights: WeightSetting = "fp32", kv: KvSetting = "auto"
+) -> TorchRunner:
+    wishes = Wishes(weights=weights, kv=kv, kv_cache_bytes=KV_CACHE_BYTES)
+    return make_runner(checkpoint, device=device, wishes=wishes)
 
 
 @cache
-def tiny_model(checkpoint: Path, device: str = "cpu", dtype: str = "float32") -> MiniCPMV:
-    return load_model(checkpoint, device=torch.device(device), dtype=dtype, progress=no_progress)
+def tiny_model(
+    checkpoint: Path, device: str = "cpu", compute: ComputeFormat = "fp32", weights: WeightFormat | None = None
+) -> MiniCPMV:
+    return load_model(checkpoint, device, compute, weights)
+
+
+def load_model(
+    checkpoint: Path,
+    device: str = "cpu",
+    compute: ComputeFormat = "fp32",
+    weights: WeightFormat | None = None,
+    progress: Progress = no_progress,
+) -> MiniCPMV:
+    """The networks with their weights in the format that is computed in, unless told otherwise."""
+    opened = OpenedModel.from_folder(checkpoint)
+    return opened.load(device=torch.device(device), weights=weights or compute, compute=compute, progress=progress)
 
 
 def make_runner(
     checkpoint: Path,
     *,
     device: str = "cpu",
-    dtype: str = "float32",
-    kv_cache_bytes: int | None = 64 * 1024 * 1024,
+    wishes: Wishes = Wishes(weights="fp32", kv_cache_bytes=KV_CACHE_BYTES),  # noqa: B008 - it is frozen
     max_context_tokens: int | None = None,
     max_num_sequences: int = 16,
 ) -> TorchRunner:
     return build_runner(
         checkpoint,
         device=device,
-        dtype=dtype,
         # These sizes are too small to share: more threads only wait for each other.
         num_threads=1,
-        kv_cache_bytes=kv_cache_bytes,
+        wishes=wishes,
         max_context_tokens=max_context_tokens,
         max_num_sequences=max_num_sequences,
         max_step_tokens=2048,
         num_crop_slots=64,
+        pixel_buffer_bytes=0,
         progress=no_progress,
     )
