@@ -13,10 +13,10 @@ VENV_PYTHON := .venv/bin/python
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check lint types unit format docs lock
+.PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock
 
 help: ## Show the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 serve: setup ## Serve a model: make serve ARGS="--model PATH --port N"
 	@exec .venv/bin/minicpmv serve $(ARGS)
@@ -36,6 +36,9 @@ types: setup-dev ## Check types
 
 unit: setup-dev ## Run the quick tests: no server, no weights
 	$(VENV_PYTHON) -m pytest tests/unit $(ARGS)
+
+bench-smoke: setup ## Start the demo, put it under load for half a minute, stop it
+	.venv/bin/python -m benchmarks.smoke
 
 format: setup-dev ## Put the code into its format
 	$(VENV_PYTHON) -m ruff format .

@@ -19,6 +19,7 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.encoding import EncodePlanner
 from server.engine.limits import StepLimits
+from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.vision_cache import VisionCache
@@ -68,7 +69,9 @@ def simulate(*, kv_tokens: int, step_vision_blocks: int, interval_s: float) -> O
     """Every request to its end."""
     limits = StepLimits(32, 512, step_vision_blocks, 1, 64)
     encoder = EncodePlanner(limits, VisionCache(256, TOWER_BLOCKS), lambda _offset, _size: memoryview(b""))
-    scheduler = Scheduler(limits, BlockPool(kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS), encoder)
+    blocks = BlockPool(kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS)
+    prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=False)  # all prompts differ
+    scheduler = Scheduler(limits, blocks, prefixes, encoder)
     requests = make_requests(interval_s)
     lengths = {sequence.request_id: length for sequence, length in requests}
     last_s: dict[int, float] = {}
