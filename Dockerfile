@@ -11,6 +11,8 @@ ARG VARIANT=cpu
 # Searched for torch in the cpu variant; the cuda variant takes torch from the default index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# For the kernels of model/native; no compiler reaches the final stage.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/minicpmv
 ENV PATH=/opt/minicpmv/bin:${PATH}
 WORKDIR /src
@@ -23,10 +25,11 @@ RUN case "${VARIANT}" in \
         *) echo "VARIANT is cpu or cuda, not ${VARIANT}" >&2; exit 1 ;; \
     esac
 
-COPY README.md LICENSE NOTICE ./
+COPY README.md LICENSE NOTICE setup.py ./
 COPY model model
 COPY server server
-RUN pip install --no-deps --force-reinstall .
+RUN pip install --no-deps --force-reinstall . \
+    && cd / && python -c "from model.native import library; print(library.status()); assert library.is_available()"
 
 FROM ${PYTHON_IMAGE}
 ARG VARIANT=cpu

@@ -91,10 +91,11 @@ def set_up(extras: set[str], torch_index: str) -> None:
 
 
 def fingerprint() -> str:
-    """One text for what decides whether pip must run again: this Python, this folder, the two lists."""
+    """One text for what decides whether pip must run again: this Python, this folder, the lists, the C++ sources."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT}".encode())
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
+    names = (ROOT / name for name in ("pyproject.toml", "constraints.txt", "setup.py"))
+    for path in (*names, *sorted((ROOT / "model" / "native" / "src").iterdir())):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -21,8 +21,8 @@ from model.slicing import plan_slices
 
 MIN_EM: dict[Script, float] = {"latin": 18.0, "chinese": 23.0}
 """Smallest typeface, in pixels of the crop in which it is to be read."""
-_MAX_EM = 72.0
-_MAX_PAGE_EM = 44.0
+_MAX_EM = 44.0
+_MAX_PAGE_EM = 32.0
 _MAX_SMALL_EM = 28.0
 """Of text that is to be too small for the overview: a third of it there."""
 _WIDTH_OF_LETTER = 0.58
@@ -32,7 +32,7 @@ _MARGIN = 0.03
 """Part of the picture along its edges that stays empty."""
 
 _BACKGROUNDS = ("white", "black", "yellow", "pink", "gray", "blue", "green", "orange", "purple", "brown", "red")
-_BACKGROUND_WEIGHTS = (60, 10, 5, 5, 6, 4, 4, 2, 2, 2, 2)
+_BACKGROUND_WEIGHTS = (90, 10, 5, 5, 6, 4, 4, 2, 2, 2, 2)
 
 _SHARP = 3
 """Shapes are drawn this much larger and reduced, so that their edges are smooth."""

@@ -47,7 +47,7 @@ def ask(client: httpx.Client, folder: Path, item: Item, model: str) -> str:
     content: list[dict[str, Any]] = [{"type": "text", "text": item.question}]
     if item.picture is not None:
         encoded = base64.b64encode((folder / item.picture).read_bytes()).decode()
-        content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}})
+        content.append({"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded}"}})
     body = {
         "model": model,
         "messages": [{"role": "user", "content": content}],

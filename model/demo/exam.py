@@ -66,7 +66,7 @@ class Mark:
 
 
 def write_exam(folder: Path, pictures_each: int, fonts: Fonts, slicing: SlicingConfig, seed: str = "held-out") -> int:
-    """Draw the pictures of every subject as PNG files and write `items.jsonl`. Returns the number of items."""
+    """Draw the pictures of every subject as JPEG files and write `items.jsonl`. Returns the number of items."""
     folder.mkdir(parents=True, exist_ok=True)
     items = list(_items(folder, pictures_each, fonts, slicing, seed))
     lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
@@ -112,9 +112,9 @@ def _items(folder: Path, count: int, fonts: Fonts, slicing: SlicingConfig, seed:
         for index in range(count):
             rng = random.Random(f"{seed}-{subject}-{index}")
             drawing, pairs = _ask_both(rng, make, wanted)
-            name = f"{subject.replace(' ', '-')}-{index:03}.png".lower()
+            name = f"{subject.replace(' ', '-')}-{index:03}.jpg".lower()
             stored = io.BytesIO()
-            drawing.image.save(stored, "PNG", optimize=True)
+            drawing.image.save(stored, "JPEG", quality=92, optimize=True)
             (folder / name).write_bytes(stored.getvalue())
             for language, exchange in pairs.items():
                 yield Item(subject, language, exchange.question, exchange.answer, name)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig, ResamplerConfig
+from model.config import ModelConfig
+from model.demo.aim import WhereHead, aim_queries
 from model.demo.targets import NOTHING, NUM_CHARACTERS, NUM_COLOURS, NUM_SHAPES, SLOTS, UNREADABLE, Targets
 from model.nn.attention.base import AttentionPlan, LayerCache
 from model.nn.minicpmv import MiniCPMV
@@ -77,7 +78,7 @@ def _share_right(scores: Tensor, wanted: Tensor) -> float:
 
 
 class Student(nn.Module):
-    """The model and its two heads, ready to learn."""
+    """The model and the heads of its first lessons, ready to learn."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -85,6 +86,7 @@ class Student(nn.Module):
         self.model = MiniCPMV(config, self.attention)
         self.patch_head = DenseHead(config.vision.hidden_size)
         self.query_head = DenseHead(config.language.hidden_size)
+        self.where_head = WhereHead(config.vision.hidden_size)
         _initialize(self.model)
         self.model.requires_grad_(True)
         # Fixed, so that the tower may keep the tables that it makes of it.
@@ -94,6 +96,10 @@ class Student(nn.Module):
         """Compile the blocks and layers, for any number of pictures and tokens."""
         for block in (*self.model.vision.blocks, *self.model.language.layers):
             block.compile(*args, dynamic=True, **kwargs)
+
+    def aim_queries(self) -> None:
+        """Turn what the tower says of places into the resampler's first look: see `model.demo.aim`."""
+        aim_queries(self.model.resampler, self.where_head)
 
     def see(self, pixels_BYX3: Tensor) -> Tensor:
         """The tower's output, [B, P, V]."""
@@ -144,7 +150,6 @@ def _initialize(model: MiniCPMV) -> None:
             query, key, _ = block.qkv.weight.chunk(3)
             key.copy_(query)
         model.vision.position.copy_(_smooth_positions(config.vision.position_side, config.vision.hidden_size))
-        _look_near(model, config.resampler)
 
 
 def _smooth_positions(side: int, width: int) -> Tensor:
@@ -155,41 +160,3 @@ def _smooth_positions(side: int, width: int) -> Tensor:
     waves = torch.cat((angles.sin(), angles.cos()), dim=1)
     columns, rows = waves.expand(side, side, -1), waves[:, None].expand(side, side, -1)
     return 0.5 * torch.cat((columns, rows), dim=2).reshape(1, side * side, width)
-
-
-_NEAR_GAIN = 1.5
-"""Logit that attention gives up from a query's place to one patch beside it."""
-_FADED = 0.05
-"""Size of what a patch shows, next to where it is, in the keys."""
-
-
-def _look_near(model: MiniCPMV, config: ResamplerConfig) -> None:
-    """Let each query begin by looking at its own part of the crop, so that the order of reading need not be found.
-
-    Keys hold sin(x f), cos(x f), sin(y f), cos(y f), a quarter of the width each. Two heads share the frequencies, each
-    taking every second one. For the first the queries lie in a square over 10 x 10 patches, for the second
-    in 4 rows of 16 over 5 x 20, which is what wide crops have. Only the steep half of the frequencies tells neighbours
-    apart; what a patch shows begins in the other half.
-    """
-    resampler = model.resampler
-    width, heads = config.hidden_size, config.num_heads
-    quarter, head_size = width // 4, width // heads
-    side = math.isqrt(config.num_queries)
-    frequencies = 10000.0 ** (-torch.arange(quarter) / quarter)
-    index = torch.arange(config.num_queries)
-    square = ((index % side + 0.5) * 10 / side - 0.5, (index // side + 0.5) * 10 / side - 0.5)
-    wide = ((index % 16 + 0.5) * 20 / 16 - 0.5, (index // 16 + 0.5) * 5 / 4 - 0.5)
-    select = torch.zeros(width, width)
-    for head, (x, y) in enumerate((square, wide)):
-        mine = torch.arange(quarter) % heads == head
-        for part, (wave, place) in enumerate(((torch.sin, x), (torch.cos, x), (torch.sin, y), (torch.cos, y))):
-            dims = part * quarter + torch.nonzero(mine).flatten()
-            resampler.position[:, dims] = wave(place[:, None] * frequencies[mine])
-            rows = head * head_size + part * (head_size // 4) + torch.arange(len(dims))
-            select[rows, dims] = 1.0
-    # With this gain on both sides, a step of one patch, which lowers the product by 1.07, costs `_NEAR_GAIN`.
-    gain = math.sqrt(_NEAR_GAIN / 1.07 * math.sqrt(head_size))
-    resampler.in_proj.weight[: 2 * width] = torch.cat((select, select)) * gain
-    resampler.ln_q.weight.fill_(_FADED)
-    steep = (torch.arange(width) % quarter) < quarter * 0.6
-    resampler.ln_kv.weight[steep] = _FADED

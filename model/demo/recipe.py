@@ -56,7 +56,7 @@ class Recipe:
 
     seed: int = 0
     see_steps: int = 900
-    """Steps of the first stage: tower and resampler alone, told what each patch shows and each query should see."""
+    """Steps of the first stage: the vision tower alone, told what each patch shows and where it lies."""
     answer_steps: int = 2200
     """Steps of the second stage: the whole model, asked questions, and still told what is where."""
     see_crops: int = 64
@@ -67,9 +67,9 @@ class Recipe:
     """Of a step of the second stage: pictures beside those of the questions, only to see."""
     tokens_per_step: int = 4500
     """Of the language model in the second stage, about: with one crop a picture this is the limit."""
-    muon_lr: float = 0.005
+    muon_lr: float = 0.003
     """Of the weights [outputs, inputs] of the hidden layers."""
-    adam_lr: float = 0.002
+    adam_lr: float = 0.001
     """Of everything else."""
     weight_decay: float = 0.05
     warmup_steps: int = 50

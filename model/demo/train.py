@@ -31,6 +31,8 @@ from model.tokenizer import Tokenizer
 _LOG_EVERY = 25
 _SAVE_EVERY = 100
 _MAX_GRADIENT = 1.0
+_WHERE_WEIGHT = 8.0
+"""Of telling places, next to telling what is there: its error is a mean over many waves."""
 _AVERAGE_OVER = 400
 """Steps, about, over which the exported weights are averaged."""
 
@@ -99,6 +101,9 @@ class Trainer:
                     self._save()
 
     def _learn(self, lesson: Lesson) -> Figures:
+        if self.step == self.recipe.see_steps:
+            self.student.aim_queries()
+            self.average |= {name: value.clone() for name, value in self.student.model.state_dict().items()}
         rate = self.recipe.rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -126,15 +131,21 @@ class Trainer:
         asked = lesson.ids.size > 0
         for group in together:
             _, height, width, _ = group.pixels.shape
+            grid = height // patch, width // patch
             seen = self.student.see(torch.from_numpy(group.pixels).to(device))
-            resampled = self.student.resample(seen, height // patch, width // patch)
-            vectors.append(resampled.flatten(0, 1))
-            patch_loss, shares = self.student.patch_head(seen, group.patches)
-            query_loss, query_shares = self.student.query_head(resampled, group.queries)
+            dense_loss, shares = self.student.patch_head(seen, group.patches)
+            where_loss = self.student.where_head(seen, *grid)
+            dense_loss = dense_loss + _WHERE_WEIGHT * where_loss
+            figures |= shares
+            if asked:
+                resampled = self.student.resample(seen, *grid)
+                vectors.append(resampled.flatten(0, 1))
+                query_loss, shares = self.student.query_head(resampled, group.queries)
+                dense_loss = dense_loss + query_loss
+                figures |= {f"query_{name}": share for name, share in shares.items()}
             weight = (self.recipe.dense_loss if asked else 1.0) * len(group.pixels) / num_crops
-            loss = loss + weight * (patch_loss + query_loss)
-            figures |= shares | {f"query_{name}": share for name, share in query_shares.items()}
-            figures |= {"patch_loss": float(patch_loss.detach()), "query_loss": float(query_loss.detach())}
+            loss = loss + weight * dense_loss
+            figures |= {"dense_loss": float(dense_loss.detach()), "where_loss": float(where_loss.detach())}
         if not asked:
             return loss, figures
         answer_loss, answer_figures = self._answer_loss(lesson, vectors[: len(lesson.groups)])
@@ -211,6 +222,7 @@ def _optimizers(student: Student, recipe: Recipe) -> list[torch.optim.Optimizer]
             (matrices if is_matrix else rest).append(parameter)
     rest += student.patch_head.parameters()
     rest += student.query_head.parameters()
+    rest += student.where_head.parameters()
     adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
     muon = Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
     for optimizer in (muon, adam):

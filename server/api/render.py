@@ -36,6 +36,7 @@ class Reply:
 async def stream_frames(reply: Reply, events: AsyncGenerator[TokenEvent, None]) -> AsyncGenerator[bytes, None]:
     """The events of the stream, framed, each choice's role first, `[DONE]` last. Closes `events`."""
     completion_tokens = [0] * reply.num_choices
+    cached_tokens = [0] * reply.num_choices
     has_begun = False
     async with aclosing(events):
         async for event in events:
@@ -44,12 +45,13 @@ async def stream_frames(reply: Reply, events: AsyncGenerator[TokenEvent, None]) 
                 for choice in range(reply.num_choices):
                     yield frame(_role_chunk(reply, choice))
             completion_tokens[event.choice] = event.num_tokens
+            cached_tokens[event.choice] = event.cached_tokens
             if event.text or event.logprobs or (reply.has_token_ids and event.token_ids):
                 yield frame(_chunk(reply, [_delta(reply, event)]))
             if event.finish_reason is not None:
                 yield frame(_chunk(reply, [_choice(event.choice, {}, finish_reason=event.finish_reason)]))
     if reply.include_usage:
-        yield frame(_chunk(reply, []) | {"usage": usage_object(reply.usage, sum(completion_tokens))})
+        yield frame(_chunk(reply, []) | {"usage": usage_object(reply.usage, completion_tokens, cached_tokens)})
     yield DONE
 
 
@@ -61,21 +63,32 @@ async def whole_completion(reply: Reply, events: AsyncGenerator[TokenEvent, None
             answers[event.choice].add(event)
     completion = _head(reply, "chat.completion") | {
         "choices": [_whole_choice(reply, number, answer) for number, answer in enumerate(answers)],
-        "usage": usage_object(reply.usage, sum(answer.num_tokens for answer in answers)),
+        "usage": usage_object(
+            reply.usage,
+            [answer.num_tokens for answer in answers],
+            [answer.cached_tokens for answer in answers],
+        ),
     }
     if reply.has_token_ids:
         completion["prompt_token_ids"] = reply.prompt_ids
     return completion
 
 
-def usage_object(usage: Usage, completion_tokens: int) -> dict[str, Any]:
-    """OpenAI's fields first, then what only a server of pictures has to tell."""
+def usage_object(usage: Usage, completion_tokens: Sequence[int], cached_tokens: Sequence[int]) -> dict[str, Any]:
+    """OpenAI's fields first, then what only a server of pictures has to tell.
+
+    Args:
+        usage: of the prompt, which counts once however many choices there are.
+        completion_tokens: of each choice.
+        cached_tokens: of the prompt, in each choice. The least counts: what one choice computes and the others find
+            was not there before the request.
+    """
     return {
         "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": usage.prompt_tokens + completion_tokens,
+        "completion_tokens": sum(completion_tokens),
+        "total_tokens": usage.prompt_tokens + sum(completion_tokens),
         "prompt_tokens_details": {
-            "cached_tokens": 0,
+            "cached_tokens": min(cached_tokens),
             "image_tokens": usage.image_tokens,
             "text_tokens": usage.prompt_tokens - usage.image_tokens,
             "num_images": usage.num_images,
@@ -93,6 +106,7 @@ class _Answer:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     num_tokens: int = 0
+    cached_tokens: int = 0
     finish_reason: FinishReason | None = None
 
     def add(self, event: TokenEvent) -> None:
@@ -100,6 +114,7 @@ class _Answer:
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs
         self.num_tokens = event.num_tokens
+        self.cached_tokens = event.cached_tokens
         self.finish_reason = event.finish_reason or self.finish_reason
 
 

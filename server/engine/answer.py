@@ -111,6 +111,7 @@ class Choice:
             logprobs=self._logprobs(shown, reason),
             finish_reason=reason,
             num_tokens=self._num_tokens,
+            cached_tokens=last.cached_tokens,
             timings=None if reason is None or last.stamps is None else _timings(last.stamps),
         )
 

@@ -17,11 +17,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     device: str
     """"auto", "cpu", "cuda" or "cuda:N"."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    weights: Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8"]
+    kv: Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"]
+    memory: int | float | None
+    """All that may be taken: bytes, or a float, a share of the device. None: what is free."""
+    wanted_requests: int
+    """Requests of 956 tokens that "auto" makes room for."""
     num_threads: int | None
     """Threads for torch on a CPU; None: the cores this process may use."""
     kv_cache_bytes: int | None
-    """None: chosen from the free memory of the device."""
+    """None: what the rest leaves."""
     max_context_tokens: int | None
     max_num_sequences: int
     max_step_tokens: int | None
@@ -29,6 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_step_vision_blocks: int | None
     """Tower blocks x crops a step while other sequences decode; None: by device."""
     num_crop_slots: int
+    prefix_cache: bool
     arena_bytes: int
     log_level: str
     log_format: Literal["text", "json"]
@@ -70,6 +76,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     max_tokens: int
     eos_id: int | None
     """None ignores the end id."""
+    cache_salt: bytes = b""
+    """Only requests with the same salt share KV blocks."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -88,8 +96,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     device: str
     dtype: str
+    """What is computed in: "fp32", "bf16" or "fp16"."""
+    weights: str
+    kv: str
     weight_bytes: int
     kv_bytes: int
+    memory_budget_bytes: int
+    memory: list[tuple[str, int]]
+    """The memory plan: names of the parts, and their bytes."""
     num_kv_blocks: int
     kv_block_tokens: int
     num_crop_slots: int
@@ -128,6 +142,8 @@ class Tokens(msgspec.Struct, frozen=True):
     """"failed": an error that concerns this request alone; the cause is in the engine's log."""
     stamps: Stamps | None
     """None when the request failed. With every id, since a stop string may end the answer after any."""
+    cached_tokens: int = 0
+    """Prompt tokens that were found in the prefix cache."""
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +152,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     num_running: int
     num_waiting: int
     num_kv_blocks_used: int
+    """By live sequences. The others may hold what is kept for later."""
     num_kv_blocks: int
     num_crop_slots_used: int
     """Slots that live sequences need; others may hold crops that are kept for later."""
@@ -144,15 +161,21 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     prompt_tokens: int
     generated_tokens: int
+    prefix_query_tokens: int
+    """Prompt tokens looked up in the prefix cache: each choice of a request looks up its own."""
+    prefix_hit_tokens: int
+    """Of these, the ones found there."""
     crops_encoded: int
     crop_queries: int
-    """Crops that sequences asked for: each choice of a request asks for its own."""
+    """Crops that sequences asked for: each choice of a request asks for its own, and none for one that lies in tokens
+    found in the prefix cache."""
     crop_hits: int
     """Of these, the ones that needed no encoding."""
     encode_s: float
     memory_bytes: int
     """Now: resident bytes of the process, or allocated bytes on a CUDA device."""
     peak_memory_bytes: int
+    """The most so far: resident bytes, or bytes that torch has reserved on a CUDA device."""
 
 
 class Update(msgspec.Struct, frozen=True, tag=True):

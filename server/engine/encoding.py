@@ -19,7 +19,8 @@ class EncodePlanner:
     Pixels lie in memory that the API process manages, and it needs them back early. A sequence may still read a
     crop's pixels from its arrival until the crop's first tower block has run, for this sequence or for another one
     that shows the same crop, provided that this sequence has its reference on the slot: before that the vectors can
-    still be evicted. An offset is released when the last sequence that may read it no longer can.
+    still be evicted. Where it has no slot for some of its crops, because they lie in cached tokens, it may read all
+    of them until its end. An offset is released when the last sequence that may read it no longer can.
     """
 
     def __init__(self, limits: StepLimits, vision: VisionCache, read_pixels: PixelReader) -> None:
@@ -39,15 +40,29 @@ class EncodePlanner:
             self._unread[sequence] = list(range(len(sequence.crops)))
             self._num_readers.update(crop.offset for crop in sequence.crops)
 
-    def acquire(self, sequence: Sequence) -> bool:
-        """Whether the sequence has a slot for each crop, taken now if need be.
+    def acquire(self, sequence: Sequence, num_cached: int) -> bool:
+        """Whether the sequence has the slots it needs to run when `num_cached` of its tokens are computed; takes them.
 
-        It keeps them to its end, not only until its prompt is computed: after a preemption the prompt is computed
-        again, and by then the pixels are gone.
+        A crop that lies in these tokens needs no slot. But after a preemption the blocks may be gone, and the prompt
+        has to be computed again. So a sequence either has a slot for each crop to its end, or, with a crop that needs
+        none, keeps all its pixels to its end. It never waits with some slots for others that it might need by then,
+        which another one that waits could hold.
         """
         if sequence.crop_slots is None:
-            sequence.crop_slots = self._vision.acquire([crop.content_hash for crop in sequence.crops])
+            needed = self._needed(sequence, num_cached)
+            slots = self._vision.acquire([crop.content_hash for crop in needed])
+            if slots is not None:
+                sequence.crop_slots = (*(None for _ in range(len(sequence.crops) - len(needed))), *slots)
         return sequence.crop_slots is not None
+
+    def needs_slots(self, sequence: Sequence, num_cached: int) -> bool:
+        """Whether `acquire` would have to take slots for a waiting sequence."""
+        return sequence.crop_slots is None and bool(self._needed(sequence, num_cached))
+
+    def preempt(self, sequence: Sequence) -> None:
+        """RUNNING -> WAITING: a sequence that has its pixels gives back its slots, and takes what it needs anew."""
+        if _keeps_pixels(sequence):
+            self._release_slots(sequence)
 
     def plan(self, running: Iterable[Sequence], now: float, *, decoding: bool) -> tuple[EncodeWork, ...]:
         """The encoding work of this step.
@@ -98,6 +113,7 @@ class EncodePlanner:
         for crop, slot in zip(sequence.crops, sequence.crop_slots, strict=True):
             first, last = max(start, crop.start), min(end, crop.start + self._limits.crop_queries)
             if first < last:
+                assert slot is not None
                 rows.append(CropRows(first - start, slot, first - crop.start, last - first))
         return tuple(rows)
 
@@ -106,16 +122,15 @@ class EncodePlanner:
         for work in encode:
             self._vision.advance(work.crop_slot, work.last_block)
         for sequence, unread in list(self._unread.items()):
-            if sequence.crop_slots is not None:
-                slots = sequence.crop_slots
+            if not _keeps_pixels(sequence):
+                slots = _slots(sequence)
                 self._keep_pixels(sequence, [index for index in unread if not self._vision.blocks_done(slots[index])])
 
     def remove(self, sequence: Sequence) -> None:
         """A sequence has ended, at whatever stage: its pixels and slots are no longer needed."""
         if sequence in self._unread:
             self._keep_pixels(sequence, [])
-        if sequence.crop_slots is not None:
-            self._vision.release(sequence.crop_slots)
+        self._release_slots(sequence)
 
     def take_released(self) -> list[int]:
         """Arena offsets that became free since the last call, each of them once."""
@@ -126,7 +141,7 @@ class EncodePlanner:
         """Slots and pixels are held for live sequences alone, and released when nobody names them any more."""
         self._vision.check_invariants()
         live = set(live)
-        slots = Counter(slot for sequence in live for slot in sequence.crop_slots or ())
+        slots = Counter(slot for sequence in live for slot in _slots(sequence))
         assert len(slots) == self._vision.num_referenced
         assert live >= self._unread.keys()
         assert all(self._unread.values())
@@ -139,17 +154,29 @@ class EncodePlanner:
         ends = [0, *(crop.start + self._limits.crop_queries for crop in sequence.crops)]
         starts = [*(crop.start for crop in sequence.crops), len(sequence.prompt_ids)]
         assert all(end <= start for end, start in zip(ends, starts, strict=True))
-        if sequence.generated_ids:  # relied on by _unencoded
-            assert all(map(self._vision.is_encoded, sequence.crop_slots or ()))
+        if _keeps_pixels(sequence):
+            assert len(self._unread.get(sequence, ())) == len(sequence.crops)
+        if sequence.num_computed >= len(sequence.prompt_ids):  # relied on by _unencoded
+            assert all(map(self._vision.is_encoded, _slots(sequence)))
+        for crop, slot in zip(sequence.crops, sequence.crop_slots or (), strict=sequence.crop_slots is not None):
+            assert slot is not None or crop.start + self._limits.crop_queries <= sequence.num_computed
+
+    def _needed(self, sequence: Sequence, num_cached: int) -> tuple[Crop, ...]:
+        """The crops, always the last ones, of which some vectors go into tokens that are not computed."""
+        return tuple(crop for crop in sequence.crops if crop.start + self._limits.crop_queries > num_cached)
 
     def _unencoded(self, sequences: Iterable[Sequence]) -> Iterator[tuple[Sequence, Crop, int]]:
         for sequence in sequences:
-            # Once an id was generated every crop has been encoded, and crops that are referenced stay so.
-            if not sequence.generated_ids:
+            # Once the prompt is computed every crop has been encoded, and crops that are referenced stay so.
+            if sequence.num_computed < len(sequence.prompt_ids):
                 assert sequence.crop_slots is not None
                 for crop, slot in zip(sequence.crops, sequence.crop_slots, strict=True):
-                    if not self._vision.is_encoded(slot):
+                    if slot is not None and not self._vision.is_encoded(slot):
                         yield sequence, crop, slot
+
+    def _release_slots(self, sequence: Sequence) -> None:
+        self._vision.release(_slots(sequence))
+        sequence.crop_slots = None
 
     def _keep_pixels(self, sequence: Sequence, kept: list[int]) -> None:
         for index in set(self._unread.pop(sequence)).difference(kept):
@@ -160,3 +187,13 @@ class EncodePlanner:
                 self._released.append(offset)
         if kept:
             self._unread[sequence] = kept
+
+
+def _slots(sequence: Sequence) -> list[int]:
+    """The slots that the sequence holds."""
+    return [slot for slot in sequence.crop_slots or () if slot is not None]
+
+
+def _keeps_pixels(sequence: Sequence) -> bool:
+    """Whether the sequence may still have to encode any of its crops: it does not hold a slot for each."""
+    return sequence.crop_slots is None or None in sequence.crop_slots

@@ -11,6 +11,7 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
 from server.engine.encoding import EncodePlanner, PixelReader
 from server.engine.limits import StepLimits
+from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import NewToken, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.stats import MemoryReader, StatsRecorder
@@ -37,6 +38,7 @@ class EngineLoop:
         publish: Callable[[Update], None],
         *,
         limits: StepLimits,
+        prefix_cache: bool,
         clock: Callable[[], float],
         read_memory: MemoryReader,
     ) -> None:
@@ -47,6 +49,7 @@ class EngineLoop:
             inbox: decoded commands, filled by another thread.
             publish: sends an update; called from this thread only.
             limits: work in one step.
+            prefix_cache: whether sequences start with the KV blocks of earlier ones that began alike.
             clock: monotonic seconds.
             read_memory: bytes in use now and at the peak.
         """
@@ -57,8 +60,9 @@ class EngineLoop:
         self._publish = publish
         self._clock = clock
         self._encoder = EncodePlanner(limits, vision, read_pixels)
-        self._scheduler = Scheduler(limits, blocks, self._encoder)
-        self._stats = StatsRecorder(self._scheduler, blocks, vision, read_memory)
+        prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=prefix_cache)
+        self._scheduler = Scheduler(limits, blocks, prefixes, self._encoder)
+        self._stats = StatsRecorder(self._scheduler, blocks, prefixes, vision, read_memory)
         self._stats_due = clock()
         self._num_failed_steps = 0
 
@@ -110,6 +114,7 @@ class EngineLoop:
                     max_tokens=request.max_tokens,
                     eos_id=request.eos_id,
                     arrived=arrived,
+                    cache_salt=request.cache_salt,
                 )
             )
 
@@ -151,6 +156,7 @@ def _tokens(new: NewToken, now: float) -> Tokens:
         tokens=[SampledToken(sampled.token_id, sampled.logprob, list(sampled.top))],
         finish_reason=new.finish_reason,
         stamps=_stamps(sequence, now),
+        cached_tokens=sequence.num_cached_prompt,
     )
 
 

@@ -8,7 +8,9 @@ and so makes one more token known. Decode is the case in which one token is miss
 A step is planned in four parts:
     decode   sequences that miss one token, oldest first. They alone need new KV blocks; where none is free the
              youngest running sequence is preempted. So the oldest always goes on, and everybody comes to be the oldest.
-    admit    waiting sequences in order of arrival: a state slot, a slot for each crop, blocks for all known tokens
+    admit    waiting sequences in order of arrival: a state slot, a slot for each crop, blocks for all known tokens.
+             What the prefix cache has of these tokens counts as computed (server.engine.prefix_cache). Nobody is
+             admitted in a step that preempts somebody
     encode   crops of running sequences (server.engine.encoding), before the rows of the same step need them
     prefill  running sequences in order of arrival share what the decode rows left of the token budget
 
@@ -17,6 +19,7 @@ docs/decisions/scheduling.md gives the reasons, with numbers.
 """
 
 from bisect import insort
+from collections import Counter
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -24,6 +27,7 @@ from model.step import Draw, EncodeWork, Sampled, SequenceRow, StateStart, StepB
 from server.engine.blocks import BlockPool
 from server.engine.encoding import EncodePlanner
 from server.engine.limits import StepLimits
+from server.engine.prefix_cache import PrefixCache
 from server.engine.sequence import FinishReason, Sequence, Status, uniform
 
 GROWTH_TOKENS = 32
@@ -43,11 +47,12 @@ class NewToken:
 class Scheduler:
     """The sequences of the engine, waiting and running, and the KV blocks and state slots they hold."""
 
-    def __init__(self, limits: StepLimits, blocks: BlockPool, encoder: EncodePlanner) -> None:
+    def __init__(self, limits: StepLimits, blocks: BlockPool, prefixes: PrefixCache, encoder: EncodePlanner) -> None:
         self.num_preemptions = 0
         """Since the start."""
         self._limits = limits
         self._blocks = blocks
+        self._prefixes = prefixes
         self._encoder = encoder
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -81,8 +86,10 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepBatch | None:
         """The next step's work, or None when there is no sequence."""
+        num_preemptions = self.num_preemptions
         decoding = self._decoding()
-        self._admit()
+        if self.num_preemptions == num_preemptions:  # else one that shares its blocks could come back at once
+            self._admit()
         encode = self._encoder.plan(self._running, now, decoding=bool(decoding))
         chunks = [(sequence, sequence.num_known) for sequence in decoding]
         budget = self._limits.max_step_tokens - len(decoding)
@@ -94,7 +101,7 @@ class Scheduler:
         for sequence, _ in chunks:
             sequence.work_begins(now)
         return StepBatch(
-            starts=tuple(self._start(sequence) for sequence, _ in chunks if sequence.num_computed == 0),
+            starts=tuple(self._start(sequence) for sequence, _ in chunks if not sequence.has_state),
             encode=encode,
             rows=tuple(self._row(sequence, end) for sequence, end in chunks),
         )
@@ -106,7 +113,8 @@ class Scheduler:
         news = []
         for row, sampled in zip(batch.rows, output.sampled, strict=True):
             sequence = sequences[row.state_slot]
-            sequence.num_computed += len(row.token_ids)
+            sequence.advance(len(row.token_ids))
+            self._prefixes.publish(sequence, row.start)
             if sampled is None:
                 continue
             finish_reason = sequence.append(sampled.token_id, now)
@@ -138,8 +146,9 @@ class Scheduler:
             assert len(sequence.block_table) <= self._blocks.blocks_for(sequence.num_known)
         for sequence in self._running:
             assert len(sequence.block_table) >= self._blocks.blocks_for(sequence.num_known - 1)
-        tables = [block_id for sequence in self._running for block_id in sequence.block_table]
-        assert len(set(tables)) == len(tables) == self._blocks.num_used
+            assert len(set(sequence.block_table)) == len(sequence.block_table)
+        references = Counter(block_id for sequence in self._running for block_id in sequence.block_table)
+        assert [references[block_id] for block_id in range(self._blocks.num_blocks)] == self._blocks.references()
         state_slots = [slot for sequence in self._running if (slot := sequence.state_slot) is not None]
         assert sorted([*self._free_state_slots, *state_slots]) == list(range(self._limits.num_state_slots))
         self._blocks.check_invariants()
@@ -166,9 +175,10 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """RUNNING -> WAITING. It keeps its ids and crop slots, and computes its tokens again later."""
+        """RUNNING -> WAITING. It keeps its ids, and computes again later what is not in the prefix cache by then."""
         self._running.remove(sequence)
         self._free_places(sequence)
+        self._encoder.preempt(sequence)
         sequence.leave(Status.WAITING)
         insort(self._waiting, sequence, key=attrgetter("arrival"))
         self.num_preemptions += 1
@@ -178,26 +188,48 @@ class Scheduler:
 
         Nobody overtakes a sequence that waits for a state slot or for KV blocks, so that it gets them. A sequence
         that waits for crop slots is overtaken by those that need none; no later one with pictures takes them away.
+        One that waits for blocks which a running sequence is about to compute is overtaken by anybody: they are
+        there after the next steps, and then it is first again.
         """
-        if not self._waiting:
+        if not self._waiting or not self._free_state_slots:
             return
         crops_are_short = False
+        coming = {block_hash for sequence in self._running for block_hash in self._coming(sequence)}
         num_spare = self._blocks.num_free - sum(
             self._blocks_soon(sequence) - len(sequence.block_table) for sequence in self._running
         )
         for sequence in list(self._waiting):
-            num_blocks = self._blocks.blocks_for(sequence.num_known)
-            if num_blocks > num_spare or not self._free_state_slots:
+            if not self._free_state_slots:
                 return
-            if crops_are_short and sequence.crops and sequence.crop_slots is None:
+            cached = self._prefixes.find(sequence)
+            if self._prefixes.is_coming(sequence, len(cached), coming):
                 continue
-            if not self._encoder.acquire(sequence):
+            num_shared = self._blocks.num_referenced(cached)
+            if self._blocks.blocks_for(sequence.num_known) - num_shared > num_spare:
+                return
+            num_cached = len(cached) * self._blocks.block_tokens
+            if crops_are_short and self._encoder.needs_slots(sequence, num_cached):
+                continue
+            if not self._encoder.acquire(sequence, num_cached):
                 crops_are_short = True
                 continue
-            self._waiting.remove(sequence)
-            sequence.admit(self._free_state_slots.pop(), self._blocks.allocate(num_blocks))
-            insort(self._running, sequence, key=attrgetter("arrival"))
-            num_spare -= self._blocks_soon(sequence)
+            self._let_run(sequence, cached, num_cached)
+            num_spare -= self._blocks_soon(sequence) - num_shared
+            coming.update(self._coming(sequence))
+
+    def _let_run(self, sequence: Sequence, cached: list[int], num_cached: int) -> None:
+        """WAITING -> RUNNING, beginning with the `num_cached` tokens of the `cached` blocks."""
+        self._waiting.remove(sequence)
+        if sequence.scheduled is None:
+            self._prefixes.record(sequence, num_cached)
+        self._blocks.share(cached)  # before the others are allocated, which could evict them
+        others = self._blocks.allocate(self._blocks.blocks_for(sequence.num_known) - len(cached))
+        sequence.admit(self._free_state_slots.pop(), cached + others, num_cached)
+        insort(self._running, sequence, key=attrgetter("arrival"))
+
+    def _coming(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of the blocks that a running sequence is about to compute."""
+        return self._prefixes.coming(sequence, self._encoder.num_ready(sequence, ()))
 
     def _blocks_soon(self, sequence: Sequence) -> int:
         """Blocks that the sequence will hold before long: admitting another one must not take them away."""

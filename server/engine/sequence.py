@@ -44,6 +44,8 @@ class Sequence:
     """None ignores the end id."""
     arrived: float
     """Seconds of the engine's clock, like the two stamps below."""
+    cache_salt: bytes = b""
+    """Only sequences with the same salt share KV blocks."""
     scheduled: float | None = None
     """Start of the first step that worked on this sequence."""
     first_token: float | None = None
@@ -55,13 +57,21 @@ class Sequence:
     generated_ids: list[int] = field(default_factory=list)
     """The end id included. Counted when a step's output has been applied."""
     num_computed: int = 0
-    """Lags behind `num_known` by one in decode, by more in prefill; 0 again after a preemption."""
+    """Lags behind `num_known` by one in decode, by more in prefill; 0 while WAITING. At admission, the tokens that
+    were found in the prefix cache."""
+    num_cached_prompt: int = 0
+    """Prompt tokens that were found in the prefix cache when this sequence was first admitted."""
     block_table: list[int] = field(default_factory=list)
-    """KV block ids in order of position."""
+    """KV block ids in order of position. Others may hold the full blocks at its beginning as well."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Of the full blocks of known tokens, as far as the prefix cache has needed them. Like ids they never change."""
     state_slot: int | None = None
     """Index of the sampling state in the runner while RUNNING."""
-    crop_slots: tuple[int, ...] | None = None
-    """Slot of each crop in the vision cache, from the first admission to the end; None before."""
+    has_state: bool = False
+    """The runner has begun that state: true from the first step after an admission."""
+    crop_slots: tuple[int | None, ...] | None = None
+    """Slot of each crop in the vision cache, None for one that lies in cached tokens. None as a whole while no slots
+    are held; see `EncodePlanner.acquire`."""
 
     @property
     def num_known(self) -> int:
@@ -74,25 +84,33 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """All but the newest generated id is computed, so that every step brings one more."""
-        return bool(self.generated_ids) and self.num_known - self.num_computed == 1
+        """A step has worked on it, and all but the newest generated id is computed: every step brings one more."""
+        return self.has_state and bool(self.generated_ids) and self.num_known - self.num_computed == 1
 
     def ids(self, start: int, end: int) -> list[int]:
         """Known tokens `start` up to, not including, `end`: 3 prompt ids, ids(2, 5) -> prompt[2:] + generated[:2]."""
         num_prompt = len(self.prompt_ids)
         return self.prompt_ids[start:end] + self.generated_ids[max(0, start - num_prompt) : max(0, end - num_prompt)]
 
-    def admit(self, state_slot: int, block_table: list[int]) -> None:
-        """WAITING -> RUNNING, with blocks for all known tokens."""
+    def admit(self, state_slot: int, block_table: list[int], num_cached: int) -> None:
+        """WAITING -> RUNNING, with blocks for all known tokens, `num_cached` of which they hold already."""
         assert self.status is Status.WAITING
         self.status = Status.RUNNING
         self.state_slot = state_slot
         self.block_table = block_table
+        self.num_computed = num_cached
+        if self.scheduled is None:
+            self.num_cached_prompt = num_cached
 
     def work_begins(self, now: float) -> None:
         """A step that starts at `now` works on this sequence."""
         if self.scheduled is None:
             self.scheduled = now
+
+    def advance(self, num_tokens: int) -> None:
+        """A step has computed that many more known tokens."""
+        self.num_computed += num_tokens
+        self.has_state = True
 
     def append(self, token_id: int, now: float) -> FinishReason | None:
         """The reason to stop after this id, or None to go on."""
@@ -108,6 +126,7 @@ class Sequence:
         assert self.status is not Status.FINISHED
         self.status = status
         self.state_slot = None
+        self.has_state = False
         self.block_table = []
         self.num_computed = 0
 
@@ -115,7 +134,7 @@ class Sequence:
         running = self.status is Status.RUNNING
         assert running == (self.state_slot is not None)
         assert running == bool(self.block_table)
-        assert self.num_computed == 0 or running
+        assert running or not (self.num_computed or self.has_state)
         assert self.num_computed < self.num_known
         assert self.crop_slots is None or len(self.crop_slots) == len(self.crops)
         assert self.crop_slots is not None or not running

@@ -134,6 +134,7 @@ class EngineSession:
             seeds=list(prepared.seeds),
             max_tokens=prepared.max_tokens,
             eos_id=None if request.ignore_eos else self._tokenizer.eos_id,
+            cache_salt=request.cache_salt,
         )
 
     def _send(self, message: ToEngine) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from model.step import StepBatch, StepOutput
 from server.engine.blocks import BlockPool
 from server.engine.channel import Stats
+from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import NewToken, Scheduler
 from server.engine.vision_cache import VisionCache
 
@@ -27,14 +28,22 @@ class _Added:
 class StatsRecorder:
     """Sums up what steps did, and reads the rest off the objects that own it."""
 
-    def __init__(self, scheduler: Scheduler, blocks: BlockPool, vision: VisionCache, read_memory: MemoryReader) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        blocks: BlockPool,
+        prefixes: PrefixCache,
+        vision: VisionCache,
+        read_memory: MemoryReader,
+    ) -> None:
         self._scheduler = scheduler
         self._blocks = blocks
+        self._prefixes = prefixes
         self._vision = vision
         self._read_memory = read_memory
         self._added = _Added()
-        self._reported = (0, 0, 0)
-        """Totals of `_totals` at the last snapshot."""
+        self._reported = self._totals()
+        """As they were at the last snapshot."""
 
     def record(self, batch: StepBatch, output: StepOutput, news: list[NewToken]) -> None:
         """One step that succeeded. A prompt counts when its first id comes, once, however often it was computed."""
@@ -50,7 +59,8 @@ class StatsRecorder:
         """The engine now; what the next snapshot adds up begins here."""
         added, self._added = self._added, _Added()
         before, self._reported = self._reported, self._totals()
-        preemptions, queries, hits = (now - then for now, then in zip(self._reported, before, strict=True))
+        since = [now - then for now, then in zip(self._reported, before, strict=True)]
+        preemptions, prefix_queries, prefix_hits, crop_queries, crop_hits = since
         memory_bytes, peak_memory_bytes = self._read_memory()
         return Stats(
             num_running=self._scheduler.num_running,
@@ -62,13 +72,20 @@ class StatsRecorder:
             steps=added.steps,
             prompt_tokens=added.prompt_tokens,
             generated_tokens=added.generated_tokens,
+            prefix_query_tokens=prefix_queries,
+            prefix_hit_tokens=prefix_hits,
             crops_encoded=added.crops_encoded,
-            crop_queries=queries,
-            crop_hits=hits,
+            crop_queries=crop_queries,
+            crop_hits=crop_hits,
             encode_s=added.encode_s,
             memory_bytes=memory_bytes,
             peak_memory_bytes=peak_memory_bytes,
         )
 
-    def _totals(self) -> tuple[int, int, int]:
-        return self._scheduler.num_preemptions, self._vision.num_queries, self._vision.num_hits
+    def _totals(self) -> tuple[int, int, int, int, int]:
+        prefixes, vision = self._prefixes, self._vision
+        return (
+            self._scheduler.num_preemptions,
+            *(prefixes.num_queries, prefixes.num_hits),
+            *(vision.num_queries, vision.num_hits),
+        )

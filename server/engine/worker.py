@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 from model.config import ConfigError, load_config
 from model.step import RunnerInfo
@@ -24,9 +25,6 @@ from server.log import configure_logging
 logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_S = 5.0
-_STEP_TOKENS = {"cuda": 1024, "cpu": 128}
-"""A step's tokens unless set: enough rows to keep the processor busy, while decoding waits for no more of them than
-that. On a CPU products of 128 rows run at nine tenths of the speed of 512."""
 _SPIN_COUNT = "10000"
 """Rounds that an idle OpenMP thread spins before it sleeps, about 50 us. libgomp's own default spins for
 milliseconds; where another process wants the core, that halves the speed."""
@@ -80,24 +78,32 @@ def _serve(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> int:
 def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple[EngineLoop, Ready]:
     """Loads the model. Raises what `build_runner` raises, and ValueError for limits that contradict each other."""
     from model.runtime.device import choose_device
+    from model.runtime.memory_plan import Wishes, default_step_tokens
     from model.runtime.runner import build_runner
 
     folder = Path(config.model_path)
     num_queries = load_config(folder).resampler.num_queries
     device = choose_device(config.device)
-    max_step_tokens = config.max_step_tokens or max(_STEP_TOKENS[device.type], config.max_num_sequences)
+    kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
+    max_step_tokens = config.max_step_tokens or default_step_tokens(kind, config.max_num_sequences)
     arena = ArenaView(arena_descriptor, config.arena_bytes)
     os.close(arena_descriptor)
     runner = build_runner(
         folder,
         device=str(device),
-        dtype=config.dtype,
         num_threads=config.num_threads,
-        kv_cache_bytes=config.kv_cache_bytes,
+        wishes=Wishes(
+            weights=config.weights,
+            kv=config.kv,
+            memory=config.memory,
+            kv_cache_bytes=config.kv_cache_bytes,
+            num_requests=config.wanted_requests,
+        ),
         max_context_tokens=config.max_context_tokens,
         max_num_sequences=config.max_num_sequences,
         max_step_tokens=max_step_tokens,
         num_crop_slots=config.num_crop_slots,
+        pixel_buffer_bytes=config.arena_bytes,
         progress=_ProgressLog(),
     )
     loop = EngineLoop(
@@ -106,6 +112,7 @@ def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple
         end.inbox,
         end.publish,
         limits=_step_limits(config, runner.info, num_queries, max_step_tokens),
+        prefix_cache=config.prefix_cache,
         clock=time.monotonic,
         read_memory=_memory_reader(runner.info.device),
     )
@@ -132,8 +139,12 @@ def _ready(info: RunnerInfo) -> Ready:
     return Ready(
         device=info.device,
         dtype=info.dtype,
+        weights=info.weights,
+        kv=info.kv,
         weight_bytes=info.weight_bytes,
         kv_bytes=info.kv_bytes,
+        memory_budget_bytes=info.memory_budget_bytes,
+        memory=list(info.memory),
         num_kv_blocks=info.num_kv_blocks,
         kv_block_tokens=info.kv_block_tokens,
         num_crop_slots=info.num_crop_slots,
@@ -142,11 +153,11 @@ def _ready(info: RunnerInfo) -> Ready:
 
 
 def _memory_reader(device: str) -> MemoryReader:
-    """Allocated bytes on a CUDA device, resident bytes of the process elsewhere: now, and at the peak."""
+    """Bytes now and at the peak, as `Stats` defines them."""
     if device.startswith("cuda"):
         import torch
 
-        return lambda: (torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
+        return lambda: (torch.cuda.memory_allocated(device), torch.cuda.max_memory_reserved(device))
     return _resident_bytes
 
 

@@ -147,7 +147,7 @@ def test_sigterm_lets_running_streams_finish() -> None:
     ("arguments", "status", "word"),
     [
         (["--port", "70000"], 2, "port"),
-        (["--dtype", "int3"], 2, "dtype"),
+        (["--weights", "int3"], 2, "weights"),
         (["--model", "no/such/folder/here"], 1, "no/such/folder/here"),
     ],
 )

@@ -13,9 +13,11 @@ HEAVY = ("torch", "transformers")
 # Layer -> its modules (by prefix; the longest one counts), and the layers that they may import besides their own.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # What the checkpoint defines. Knows nothing of the server.
-    "model": (("model.config", "model.step", "model.tokenizer", "model.slicing", "model.prompt"), ()),
-    "networks": (("model.nn",), ("model",)),
-    "runtime": (("model.runtime",), ("networks", "model")),
+    "model": (("model.config", "model.formats", "model.step", "model.tokenizer", "model.slicing", "model.prompt"), ()),
+    # Kernels for CPUs: tensors in, tensors out.
+    "native kernels": (("model.native",), ()),
+    "networks": (("model.nn",), ("native kernels", "model")),
+    "runtime": (("model.runtime",), ("networks", "native kernels", "model")),
     # How the bundled demo is made: drawing and questions, without torch; then its training; and its exam.
     "demo pictures": (
         (
@@ -33,6 +35,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "demo training": (
         (
+            "model.demo.aim",
             "model.demo.export",
             "model.demo.lessons",
             "model.demo.muon",
@@ -42,7 +45,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("demo pictures", "runtime", "networks", "model"),
     ),
-    "demo exam": (("model.demo.evaluate",), ("demo pictures", "model")),
+    "demo exam": (("model.demo.curve", "model.demo.evaluate"), ("demo pictures", "model")),
     # Words that the API and the engine share.
     "words": (
         (
@@ -66,6 +69,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.encoding",
             "server.engine.limits",
             "server.engine.loop",
+            "server.engine.prefix_cache",
             "server.engine.scheduler",
             "server.engine.sequence",
             "server.engine.stats",
@@ -96,8 +100,11 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("server.banner", "server.life", "server.serve"),
         ("api", "client", "watch", "metrics", "messages", "words", "model"),
     ),
-    # `selftest` alone computes in its own process, and imports what it needs when it is called.
-    "command line": (("server.__main__",), ("serve", "runtime", "words", "model")),
+    # A program of its own that asks servers over HTTP, ours as any other: it knows nothing of the rest.
+    "bench": (("server.bench",), ()),
+    # `selftest` alone computes in its own process, and imports what it needs when it is called. Of the runtime `plan`
+    # uses the part that plans, which is without torch.
+    "command line": (("server.__main__", "server.plan"), ("serve", "bench", "runtime", "words", "model")),
 }
 
 
@@ -151,7 +158,7 @@ def test_the_table_names_what_exists():
 
 
 def is_torch_free(name: str) -> bool:
-    with_torch = ("model.nn", "model.runtime", "server.engine.worker", *LAYERS["demo training"][0])
+    with_torch = ("model.native", "model.nn", "model.runtime", "server.engine.worker", *LAYERS["demo training"][0])
     return not any(is_within(name, torch_side) for torch_side in with_torch)
 
 
@@ -159,6 +166,7 @@ BATCHES = {
     "model": [name for name in MODULES if is_within(name, "model") and is_torch_free(name)],
     "engine": [name for name in MODULES if is_within(name, "server.engine") and is_torch_free(name)],
     "api": [name for name in MODULES if is_within(name, "server.api")],
+    "bench": [name for name in MODULES if is_within(name, "server.bench")],
     "server": [name for name in MODULES if is_within(name, "server") and name.count(".") == 1],
 }
 IMPORT_EACH = f"""

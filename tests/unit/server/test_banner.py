@@ -16,9 +16,13 @@ from tests.support.fake_engine import MODEL
 
 READY = Ready(
     device="cuda:0",
-    dtype="bfloat16",
+    dtype="bf16",
+    weights="int8",
+    kv="int8",
     weight_bytes=6_869_931_584,
     kv_bytes=300 * 2**20,
+    memory_budget_bytes=8 * 2**30,
+    memory=[("workspace", 300 * 2**20), ("graphs", 0)],
     num_kv_blocks=100,
     kv_block_tokens=16,
     num_crop_slots=4,
@@ -35,13 +39,16 @@ def test_figures() -> None:
     text = banner(MODEL, READY, url=URL, needs_key=False)
     for part in (
         "openbmb/MiniCPM-V-2 (MiniCPM-V 2.0)",
-        "cuda:0, bfloat16",
-        "6.40 GiB, loaded in 12.3 s",
-        "1600 tokens, 300.0 MiB",
+        "cuda:0, computing in bf16",
+        "int8, 6.40 GiB, loaded in 12.3 s",
+        "int8, 1600 tokens, 300.0 MiB",
+        "8.00 GiB at the most",
+        " 300.0 MiB  workspace",
         "4096 tokens",
         f"{URL}/v1",
     ):
         assert part in text
+    assert "graphs" not in text  # takes nothing
     assert "Measured" not in text
 
 

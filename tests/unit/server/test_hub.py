@@ -25,6 +25,7 @@ from server.hub import (
     WrongContent,
     demo_folder,
     missing_files,
+    resolve_config,
     resolve_model,
 )
 
@@ -124,6 +125,21 @@ def test_incomplete_folder_names_what_is_missing(tmp_path: Path, without: tuple[
 
     with pytest.raises(IncompleteModel, match=f"missing: {named}$"):
         resolve_model(str(tmp_path), None, "huggingface")
+
+
+def test_configuration_alone_of_a_hub_model(fake_hub: FakeHub):
+    fake_hub.leaves_out = SHARDS
+
+    assert resolve_config("owner/name", None, "huggingface") == fake_hub.snapshot
+    assert [call["allow_patterns"] for call in fake_hub.calls] == [["config.json"]] * 2
+
+
+def test_configuration_of_a_folder(tmp_path: Path):
+    assert resolve_config("demo", None, "huggingface") == demo_folder()
+    with pytest.raises(IncompleteModel, match=r"missing: config\.json$"):
+        resolve_config(str(tmp_path), None, "huggingface")
+    with pytest.raises(ModelError, match="belongs to a hub id"):
+        resolve_config(str(tmp_path), "main", "huggingface")
 
 
 @pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": 3}', "{}"])

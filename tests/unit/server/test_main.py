@@ -25,8 +25,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["serve", "selftest"]),
+        (["--help"], ["serve", "plan", "selftest"]),
         (["serve", "--help"], ["--max-images", "--port"]),
+        (["plan", "--help"], ["--device-memory", "--weights"]),
         (["selftest", "-h"], ["--model"]),
     ],
 )
@@ -57,9 +58,9 @@ def test_wrong_command_line_shows_the_usage(capsys: pytest.CaptureFixture[str], 
 
 
 def test_wrong_settings_are_named_one_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--port", "70000", "--dtype", "int3"]) == 2
+    assert main(["serve", "--port", "70000", "--weights", "int3"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert sorted(line.partition(":")[0] for line in lines) == ["dtype", "port"]
+    assert sorted(line.partition(":")[0] for line in lines) == ["port", "weights"]
 
 
 def test_wrong_key_file_is_a_wrong_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -106,8 +107,8 @@ def selftests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_selftest_passes_its_flags_on(selftests: list[dict[str, Any]]) -> None:
-    assert main(["selftest", "--device", "cpu", "--dtype", "bfloat16", "--num-threads", "2"]) == 0
-    assert selftests == [{"folder": demo_folder(), "device": "cpu", "dtype": "bfloat16", "num_threads": 2}]
+    assert main(["selftest", "--device", "cpu", "--weights", "bf16", "--num-threads", "2"]) == 0
+    assert selftests == [{"folder": demo_folder(), "device": "cpu", "weights": "bf16", "num_threads": 2}]
 
 
 def test_selftest_that_finds_a_difference_fails(selftests: list[dict[str, Any]]) -> None:

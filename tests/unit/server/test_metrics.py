@@ -16,6 +16,8 @@ STATS = Stats(
     steps=5,
     prompt_tokens=70,
     generated_tokens=8,
+    prefix_query_tokens=70,
+    prefix_hit_tokens=32,
     crops_encoded=6,
     crop_queries=10,
     crop_hits=4,
@@ -47,13 +49,15 @@ def test_engine_snapshots_set_gauges_and_add_to_counters() -> None:
         "num_requests_waiting": 2,
         "kv_cache_usage_ratio": 0.25,
         "engine_memory_bytes": 1000,
-        "engine_memory_peak_bytes": 2000,
+        "memory_peak_bytes": 2000,
     }
     counters = {
         "num_preemptions_total": 2,
         "engine_steps_total": 10,
         "prompt_tokens_total": 140,
         "generation_tokens_total": 16,
+        "prefix_cache_queries_tokens_total": 140,
+        "prefix_cache_hits_tokens_total": 64,
         "image_encode_seconds_total": 3,
         "image_crops_encoded_total": 12,
         "image_cache_queries_total": 20,
@@ -78,9 +82,13 @@ def test_ready_describes_the_cache_once() -> None:
         metrics.on_ready(
             Ready(
                 device="cpu",
-                dtype="float32",
+                dtype="fp32",
+                weights="int8",
+                kv="int8",
                 weight_bytes=7,
                 kv_bytes=9,
+                memory_budget_bytes=8 * 2**30,
+                memory=[("workspace", 300 * 2**20), ("graphs", 0)],
                 num_kv_blocks=num_blocks,
                 kv_block_tokens=16,
                 num_crop_slots=4,
@@ -91,6 +99,7 @@ def test_ready_describes_the_cache_once() -> None:
     assert described == [frozenset({("block_size", "16"), ("num_gpu_blocks", "20")})]
     assert value(metrics, "engine_weight_bytes") == 7
     assert value(metrics, "engine_kv_cache_bytes") == 9
+    assert value(metrics, "memory_budget_bytes") == 8 * 2**30
 
 
 def test_engine_without_blocks_uses_none() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.settings import InvalidSettings, Settings, load_settings, parse_bytes
+from server.settings import InvalidSettings, Settings, load_settings, parse_bytes, parse_memory
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(*arguments: str) -> Settings:
-    return load_settings(arguments, command="serve")
+    return load_settings(arguments, Settings, command="serve")
 
 
 def message(*arguments: str) -> str:
@@ -85,10 +85,13 @@ def test_printed_settings_hide_the_keys() -> None:
     [
         (["--port", "70000"], "port"),
         (["--port", "x"], "port"),
-        (["--dtype", "int3"], "dtype"),
+        (["--weights", "int3"], "weights"),
         (["--device", "gpu"], "device"),
         (["--model", ""], "model"),
         (["--kv-cache-memory", "2 potatoes"], "kv_cache_memory"),
+        (["--memory", "0"], "memory"),
+        (["--memory", "lots"], "memory"),
+        (["--kv", "int4"], "kv"),
         (["--drain-timeout-s", "-1"], "drain_timeout_s"),
         (["--client-timeout-s", "0"], "client_timeout_s"),
         (["--max-requests", "0"], "max_requests"),
@@ -196,3 +199,24 @@ def test_sizes(text: Any, value: Any) -> None:
 def test_texts_that_are_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("8GiB", 8 * 2**30), ("0.9", 0.9), (0.9, 0.9), ("1", 1.0), (2**30, 2**30), ("1073741824", 2**30), (None, None)],
+)
+def test_memory_is_a_size_or_a_share(value: Any, expected: Any) -> None:
+    found = parse_memory(value)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("value", ["-0.5", 0, "nan", "0.5 cards"])
+def test_values_that_are_no_memory(value: Any) -> None:
+    with pytest.raises(ValueError, match="is n"):
+        parse_memory(value)
+
+
+def test_memory_flag() -> None:
+    assert load("--memory", "8GiB").memory == 8 * 2**30
+    assert load("--memory", "0.85").memory == 0.85

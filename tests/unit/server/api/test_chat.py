@@ -104,6 +104,14 @@ def test_usage_tells_of_pictures(server: ApiServer) -> None:
     }
 
 
+def test_usage_tells_what_was_cached_before_the_request(server: ApiServer) -> None:
+    # The second choice found what the first had computed, too.
+    server.engine.answer = script(*say("a", "b", cached_tokens=32), *say("c", choice=1, cached_tokens=48))
+    assert ask(server, n=2).usage.prompt_tokens_details.cached_tokens == 32
+    usage = frames(server, n=2, stream_options={"include_usage": True})[-1]["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 32
+
+
 def test_events_without_text_make_no_chunk(server: ApiServer) -> None:
     server.engine.answer = script(*say("", "\u4f60", "", finish_reason="length"))
     assert [chunk["choices"][0]["delta"] for chunk in frames(server)] == [

@@ -21,7 +21,7 @@ def make_answer(**changes):
 
 def put(answer, ids, reason=None, *, choice=0):
     sampled = [SampledToken(token_id, -0.5, [(token_id, -0.5)]) for token_id in ids]
-    answer.put(Tokens(0, choice, sampled, reason, STAMPS))
+    answer.put(Tokens(0, choice, sampled, reason, STAMPS, cached_tokens=32))
 
 
 def put_each(answer, text, *, choice=0):
@@ -38,7 +38,7 @@ def test_updates_that_waited_leave_as_one_event():
     (event,) = answer.events()
     assert event.text == "hello world"
     assert event.token_ids == tuple(ids)
-    assert event.num_tokens == len(ids)
+    assert (event.num_tokens, event.cached_tokens) == (len(ids), 32)
     assert (event.finish_reason, event.timings) == (None, None)
     assert list(answer.events()) == []
     put(answer, [EOS], "stop")

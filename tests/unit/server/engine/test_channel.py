@@ -36,18 +36,23 @@ SUBMIT = Submit(
     seeds=[0, 2**63 - 1],
     max_tokens=5,
     eos_id=None,
+    cache_salt=b"\x00tenant",
 )
 READY = Ready(
     device="cpu",
-    dtype="float32",
+    dtype="fp32",
+    weights="int8",
+    kv="int8",
     weight_bytes=2**40,
     kv_bytes=0,
+    memory_budget_bytes=8 * 2**30,
+    memory=[("workspace", 300 * 2**20), ("graphs", 0)],
     num_kv_blocks=1,
     kv_block_tokens=16,
     num_crop_slots=1,
     load_s=0.5,
 )
-TOKENS = Tokens(1, 0, [SampledToken(5, -0.25, [(5, -0.25), (6, -1.5)])], "stop", Stamps(1.0, 2.0, 3.0, 4.0))
+TOKENS = Tokens(1, 0, [SampledToken(5, -0.25, [(5, -0.25), (6, -1.5)])], "stop", Stamps(1.0, 2.0, 3.0, 4.0), 48)
 STATS = Stats(**dict.fromkeys(Stats.__struct_fields__, 3))
 
 

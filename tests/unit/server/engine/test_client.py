@@ -75,6 +75,15 @@ def test_pixels_reach_the_engine_in_order():
     run(scenario())
 
 
+def test_the_salt_reaches_the_engine():
+    async def scenario():
+        async with running_client() as client:
+            events = await collect(client, make_request("salt", cache_salt=b"\x12tenant"))
+            assert text_of(events) == b"\x12tenant".hex()
+
+    run(scenario())
+
+
 def test_choices_are_told_apart():
     async def scenario():
         async with running_client() as client:

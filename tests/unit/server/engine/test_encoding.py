@@ -185,7 +185,7 @@ def test_sequences_of_one_request_release_their_common_pixels_once():
     sequences = engine.submit(8, crops=[(1, 5)], num_choices=3)
     offset = sequences[0].crops[0].offset
     engine.step()
-    assert sequences[2].crop_slots is None  # two run, and the third could still need the pixels
+    assert sequences[2].crop_slots is None  # it waits for what the first computes, and could still need the pixels
     assert engine.arena.offsets == {offset}
     engine.run_to_end()
     assert [sequence.generated_ids for sequence in sequences] == [expected_of(sequence) for sequence in sequences]

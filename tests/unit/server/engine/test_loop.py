@@ -56,7 +56,7 @@ class FlakyRunner(FakeRunner):
 class World:
     """An engine loop and everything around it."""
 
-    def __init__(self, *, num_heartbeats=0, info=None, **limits):
+    def __init__(self, *, num_heartbeats=0, info=None, prefix_cache=True, **limits):
         self.now = 100.0
         self.arena = FakeArena()
         self.updates = []
@@ -71,6 +71,7 @@ class World:
             self.inbox,
             self._receive,
             limits=make_limits(**limits),
+            prefix_cache=prefix_cache,
             clock=lambda: self.now,
             read_memory=lambda: self.memory,
         )
@@ -177,6 +178,25 @@ def test_requests_with_pictures_from_several_clients():
     assert world.total("crops_encoded") == 3
     assert (world.total("crop_queries"), world.total("crop_hits")) == (4, 1)
     assert world.total("encode_s") == pytest.approx(3 * 4 * ENCODE_BLOCK_S)
+
+
+@pytest.mark.parametrize(("prefix_cache", "num_cached"), [(True, 8), (False, 0)])
+def test_a_second_request_says_how_much_of_its_prompt_was_there(prefix_cache, num_cached):
+    world = World(num_heartbeats=1, prefix_cache=prefix_cache)
+    first = world.submit(0, range(10), max_tokens=1)
+    others = []
+
+    def on_update(update):
+        if not others and world.ids(0):
+            others.extend([world.submit(1, range(10)), world.submit(2, range(10), cache_salt=b"other")])
+
+    world.on_update = on_update
+    world.run()
+    assert [world.ids(number) for number in range(3)] == list(map(expected, [first, *others]))
+    cached = {tokens.request_id: tokens.cached_tokens for tokens in world.tokens}
+    assert cached == {0: 0, 1: num_cached, 2: 0}
+    assert (world.total("prefix_query_tokens"), world.total("prefix_hit_tokens")) == (30 * prefix_cache, num_cached)
+    assert world.total("prompt_tokens") == 30
 
 
 def test_a_request_that_arrives_while_others_run_joins_them():
@@ -346,6 +366,7 @@ def test_it_wakes_up_for_a_command_from_another_thread():
         inbox,
         updates.put,
         limits=make_limits(),
+        prefix_cache=True,
         clock=time.monotonic,
         read_memory=lambda: (0, 0),
     )

@@ -219,7 +219,7 @@ class TestPreemption:
         resumed = next(batch for batch in engine.batches[1:] if batch.starts)
         assert resumed.starts[0].generated_ids == (young.generated_ids[0],)
         assert resumed.starts[0].sampling == young.sampling
-        assert rows(resumed) == [(0, 9)]
+        assert rows(resumed) == [(4, 5)]  # of its blocks the older one took the last
         assert engine.finished == [old, young]
         assert_all_as_alone(engine, old, young)
 

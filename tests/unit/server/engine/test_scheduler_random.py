@@ -22,14 +22,16 @@ SAMPLINGS = st.sampled_from(
 
 @st.composite
 def prompts(draw):
-    """(number of prompt ids, crops as (position, content)); few contents, so that crops are shared."""
+    """(prompt ids, crops as (position, content)); few of each, so that crops and beginnings are shared."""
     contents = draw(st.lists(st.integers(0, 5), max_size=MAX_CROPS))
     crops, end = [], 0
     for content in contents:
         start = end + draw(st.integers(0, 2))
         crops.append((start, content))
         end = start + CROP_QUERIES
-    return draw(st.integers(max(1, end), MAX_PROMPT)), crops
+    num_prompt = draw(st.integers(max(1, end), MAX_PROMPT))
+    fork = draw(st.integers(0, MAX_PROMPT))
+    return [position + 100 * (position >= fork) for position in range(num_prompt)], crops
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -48,6 +50,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_step_vision_blocks=st.integers(1, 9),
         max_idle_crops=st.integers(1, 3),
         growth_tokens=st.sampled_from([0, 2, 32]),
+        prefix_cache=st.sampled_from([True, True, True, False]),
     )
     def build(
         self,
@@ -59,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_step_vision_blocks,
         max_idle_crops,
         growth_tokens,
+        prefix_cache,
     ):
         # The default would hide most preemptions in pools as small as these.
         self.growth = mock.patch.object(scheduler_module, "GROWTH_TOKENS", growth_tokens)
@@ -77,6 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_step_tokens=self.max_step_tokens,
             max_step_vision_blocks=max_step_vision_blocks,
             max_idle_crops=max_idle_crops,
+            prefix_cache=prefix_cache,
         )
 
     @rule(
@@ -86,18 +91,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         seed=st.integers(0, 3),
         max_tokens=st.integers(1, MAX_TOKENS),
         eos_id=st.sampled_from([None, 2, 3]),
+        cache_salt=st.sampled_from([b"", b"", b"other"]),
     )
-    def submit(self, prompt, num_choices, sampling, seed, max_tokens, eos_id):
-        num_prompt, crops = prompt
+    def submit(self, prompt, num_choices, sampling, seed, max_tokens, eos_id, cache_salt):
+        prompt_ids, crops = prompt
         self.sequences += self.engine.submit(
-            num_prompt,
+            prompt_ids=prompt_ids,
             crops=crops,
             num_choices=num_choices,
             sampling=sampling,
             seed=seed,
             max_tokens=max_tokens,
             eos_id=eos_id,
+            cache_salt=cache_salt,
         )
+
+    @rule(data=st.data(), max_tokens=st.integers(1, MAX_TOKENS))
+    def follow_up(self, data, max_tokens):
+        """The next turn of what has been generated so far."""
+        if self.sequences:
+            first = data.draw(st.sampled_from(self.sequences))
+            prompt_ids = [*first.prompt_ids, *first.generated_ids, 30, 31]
+            if len(prompt_ids) <= MAX_PROMPT:
+                crops = [(crop.start, int.from_bytes(crop.content_hash)) for crop in first.crops]
+                self.sequences.append(self.engine.add(prompt_ids=prompt_ids, crops=crops, max_tokens=max_tokens))
 
     @rule(data=st.data(), whole_request=st.booleans())
     def abort(self, data, whole_request):
@@ -151,6 +168,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def is_consistent(self):
         if hasattr(self, "engine"):
             self.engine.scheduler.check_invariants()
+
+    @invariant()
+    def shared_blocks_stand_for_the_same_beginning(self):
+        meanings = {}
+        for sequence in self.sequences:
+            for index, block_id in enumerate(sequence.block_table):
+                end = (index + 1) * self.engine.blocks.block_tokens
+                crops = [(crop.start, crop.content_hash) for crop in sequence.crops if crop.start < end]
+                meaning = (sequence.cache_salt, sequence.ids(0, end), crops)
+                assert meanings.setdefault(block_id, meaning) == meaning
 
     def teardown(self):
         if not hasattr(self, "engine"):

@@ -37,6 +37,8 @@ def test_it_decodes_when_only_the_newest_generated_id_is_missing():
     assert not sequence.is_decoding  # the last of the prompt is missing, nothing was generated
     sequence.num_computed = 2
     sequence.append(20, now=0.0)
+    assert not sequence.is_decoding  # found in the prefix cache after a preemption: the runner does not know it yet
+    sequence.has_state = True
     assert sequence.is_decoding
     sequence.num_computed = 0
     assert not sequence.is_decoding
@@ -55,13 +57,19 @@ def test_states_from_the_queue_to_the_end_and_back():
     sequence = make_sequence(3)
     sequence.check_invariants()
     sequence.crop_slots = ()
-    sequence.admit(state_slot=1, block_table=[4])
-    sequence.num_computed = 2
+    sequence.admit(state_slot=1, block_table=[4], num_cached=1)
+    assert (sequence.num_computed, sequence.num_cached_prompt, sequence.has_state) == (1, 1, False)
+    sequence.work_begins(1.0)
+    sequence.advance(1)
+    assert (sequence.num_computed, sequence.has_state) == (2, True)
     sequence.check_invariants()
     with pytest.raises(AssertionError):
-        sequence.admit(state_slot=1, block_table=[4])
+        sequence.admit(state_slot=1, block_table=[4], num_cached=0)
     sequence.leave(Status.WAITING)
     assert (sequence.num_computed, sequence.block_table, sequence.state_slot) == (0, [], None)
+    sequence.check_invariants()
+    sequence.admit(state_slot=1, block_table=[4], num_cached=2)
+    assert sequence.num_cached_prompt == 1  # what it had computed itself does not count
     sequence.check_invariants()
     sequence.leave(Status.FINISHED)
     sequence.check_invariants()
