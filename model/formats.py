@@ -34,7 +34,11 @@ still long enough to be copied at full speed."""
 INT4_GROUP = 128
 """Inputs of a row that share a scale in int4; a row's last group is padded with zeros where it is shorter."""
 
+INT8_PANEL = 16
+"""Outputs that the CPU's kernels read side by side in int8, each with the sum of its numbers."""
+
 _CHANNEL_SCALE_BYTES = 4
+_PANEL_SUM_BYTES = 4
 _GROUP_SCALE_BYTES = 2
 
 # A setting that is not here packs nothing. Four bits are too few for the tables and the tower.
@@ -103,8 +107,8 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(group.num_parameters for group in matrices(config)) + _num_kept(config)
 
 
-def weight_bytes(config: ModelConfig, weights: WeightFormat, compute: ComputeFormat) -> int:
-    """Bytes of all weights under a setting.
+def weight_bytes(config: ModelConfig, weights: WeightFormat, compute: ComputeFormat, *, on_cuda: bool) -> int:
+    """Bytes of all weights under a setting; on a CPU, with what its kernels for int8 add.
 
     Args:
         compute: the format of what is not packed.
@@ -116,8 +120,16 @@ def weight_bytes(config: ModelConfig, weights: WeightFormat, compute: ComputeFor
         if packing is None:
             total += group.num_parameters * item_bytes
         else:
-            total += group.count * group.outputs * _row_bytes(packing, group.inputs)
+            in_panels = packing == "int8" and not on_cuda
+            matrix_bytes = _panel_bytes(group) if in_panels else group.outputs * _row_bytes(packing, group.inputs)
+            total += group.count * matrix_bytes
     return total
+
+
+def _panel_bytes(group: Matrices) -> int:
+    padded_outputs = -(-group.outputs // INT8_PANEL) * INT8_PANEL
+    padded_inputs = -(-group.inputs // 4) * 4
+    return padded_outputs * (padded_inputs + _PANEL_SUM_BYTES) + group.outputs * _CHANNEL_SCALE_BYTES
 
 
 def _row_bytes(packing: Packing, inputs: int) -> int:

@@ -25,6 +25,7 @@ def banner(model: ModelInfo, ready: Ready, *, url: str, needs_key: bool) -> str:
     rows = [
         ("model", f"{model.model_id} (MiniCPM-V {model.release})"),
         ("device", f"{ready.device}, computing in {ready.dtype}"),
+        *((("", ready.kernels),) if ready.kernels is not None else ()),
         ("weights", f"{ready.weights}, {_size(ready.weight_bytes)}, loaded in {ready.load_s:.1f} s"),
         ("KV cache", f"{ready.kv}, {ready.num_kv_blocks * ready.kv_block_tokens} tokens, {_size(ready.kv_bytes)}"),
         ("memory", f"{_size(ready.memory_budget_bytes)} at the most"),

@@ -7,10 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.native.library import is_fast
+from model.native.linear import linear_bf16
+
 # Without matrix instructions for a half precision, torch multiplies many rows by it at a fifth of the speed of
 # float32 (20 against 100 GFLOP/s on two AVX2 cores); few rows are limited by memory and half the bytes win. From
 # about twelve rows on it pays to convert the weight on the way.
 _MIN_ROWS_TO_CONVERT = 12
+
+# The compiled kernel reads bfloat16 weights as they are; up to here it beats converting them.
+_MAX_ROWS_OF_KERNEL = 64
 
 # Converted at a time: still in the third level cache when sgemm reads it back. A quarter of it was no faster on a
 # quiet machine and three times slower on a busy one, because the threads meet after every piece.
@@ -77,7 +83,12 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     if isinstance(weight, PackedWeight):
         return weight.multiply(x, bias)
     num_rows = x.numel() // x.shape[-1]
-    if weight.is_cpu and weight.dtype in SLOW_ON_CPU and num_rows >= _MIN_ROWS_TO_CONVERT:
+    if not weight.is_cpu or weight.dtype not in SLOW_ON_CPU:
+        return F.linear(x, weight, bias)
+    if weight.dtype == torch.bfloat16 and num_rows <= _MAX_ROWS_OF_KERNEL and weight.is_contiguous() and is_fast():
+        bias = None if bias is None else bias.float()
+        return linear_bf16(x, weight, bias, num_threads=torch.get_num_threads())
+    if num_rows >= _MIN_ROWS_TO_CONVERT:
         return multiply_in_pieces(x, len(weight), lambda part, out: out.copy_(weight[part]), bias)
     return F.linear(x, weight, bias)
 

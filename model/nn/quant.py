@@ -8,15 +8,17 @@
 
 All are symmetric: zero stays zero. A row of a weight is an output channel, so a fused weight can be filled row by row
 from several tensors. Products here unpack a piece of the weight at a time and multiply in the format of the
-activations: right on every device, and what every kernel is tested against. `packed_weight` is the one place that
-chooses the class, by format and device: a kernel begins there.
+activations: right on every device, and what every kernel is tested against. `PanelWeight` is the one that a kernel
+multiplies by. `packed_weight` chooses the class, by format and device.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.formats import INT4_GROUP, Packing
+from model.formats import INT4_GROUP, INT8_PANEL, Packing
+from model.native.library import is_fast
+from model.native.linear import linear_w8a16, pack_int8
 from model.nn.linear import PackedWeight
 
 FP8 = torch.float8_e4m3fn
@@ -24,6 +26,10 @@ FP8_MAX = 448.0
 _INT8_MAX = 127.0
 _INT4_MAX = 7.0
 _INT4_ZERO = 8
+_QUADS = 4 * INT8_PANEL
+"""Bytes of a panel's outputs for four inputs, and of their sums."""
+_MAX_ROWS_OF_KERNEL = 128
+"""At 64 rows the kernel takes three quarters of the time of unpacking and torch's float32 product, at 256 as long."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -93,6 +99,46 @@ class ChannelWeight(PackedWeight):
         out *= self.scales[rows][:, None]
 
 
+class PanelWeight(PackedWeight):
+    """The numbers of an int8 `ChannelWeight` in the order of the CPU's kernels, which multiply them as they are."""
+
+    def __init__(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
+        super().__init__(num_outputs, num_inputs, dtype)
+        cpu = torch.device("cpu")
+        # What `pack_int8` makes: 16 outputs side by side by quads of inputs, and behind them 16 sums of 4 bytes.
+        self.values = _parameter(cpu, torch.int8, -(-num_outputs // INT8_PANEL), (-(-num_inputs // 4) + 1) * _QUADS)
+        self.scales = _parameter(cpu, torch.float32, num_outputs)
+        self.values.zero_()  # `fill` packs whole panels, those that are not yet filled too
+
+    def fill(self, first_row: int, rows: Tensor) -> None:
+        end_row = first_row + len(rows)
+        first_panel, end_panel = first_row // INT8_PANEL, -(-end_row // INT8_PANEL)
+        steps = torch.empty((end_panel - first_panel) * INT8_PANEL, self.num_inputs, dtype=torch.int8)
+        # Only at the ends may a panel hold other rows, too.
+        for panel in {first_panel, end_panel - 1}:
+            at = (panel - first_panel) * INT8_PANEL
+            steps[at : at + INT8_PANEL] = self._steps(torch.arange(INT8_PANEL) + panel * INT8_PANEL)
+        offset = first_row % INT8_PANEL
+        steps[offset : offset + len(rows)], self.scales[first_row:end_row] = quantize_int8(rows)
+        self.values[first_panel:end_panel] = pack_int8(steps, num_threads=torch.get_num_threads())
+
+    def unpack(self, rows: slice | Tensor, out: Tensor) -> None:
+        numbers = torch.arange(self.num_outputs)[rows] if isinstance(rows, slice) else rows
+        out.copy_(self._steps(numbers))
+        out *= self.scales[rows][:, None]
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.numel() // x.shape[-1] > _MAX_ROWS_OF_KERNEL:
+            return super().multiply(x, bias)
+        bias = None if bias is None else bias.float()
+        return linear_w8a16(x, self.values, self.scales, bias, num_threads=torch.get_num_threads())
+
+    def _steps(self, rows: Tensor) -> Tensor:
+        """int8 [R, inputs] of the rows of these numbers."""
+        panels = self.values[:, :-_QUADS].view(len(self.values), -1, INT8_PANEL, 4)
+        return panels[rows // INT8_PANEL, :, rows % INT8_PANEL].flatten(1)[:, : self.num_inputs]
+
+
 class Int4Weight(PackedWeight):
     """Four bits a number and a scale for each 128 inputs of an output."""
 
@@ -127,6 +173,8 @@ def packed_weight(
         device: where it stays.
     """
     match packing:
+        case "int8" if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and is_fast():
+            return PanelWeight(num_outputs, num_inputs, dtype)
         case "int8":
             return ChannelWeight(num_outputs, num_inputs, dtype, device, torch.int8)
         case "fp8":

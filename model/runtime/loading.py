@@ -8,7 +8,10 @@ import torch
 
 from model.config import ModelConfig, load_config
 from model.formats import ComputeFormat, WeightFormat, matrices, packing_of
+from model.native.library import is_fast, status
+from model.nn.attention.native import HEAD_MULTIPLE, native_attention
 from model.nn.attention.reference import reference_attention
+from model.nn.language import DecoderAttention
 from model.nn.linear import PackedWeight
 from model.nn.minicpmv import MiniCPMV
 from model.nn.quant import packed_weight
@@ -60,7 +63,16 @@ class OpenedModel:
             module, _, name = path.rpartition(".")
             model.get_submodule(module).register_module(name, weight)
         load_weights(model, self._stored, progress)
+        if device.type == "cpu" and is_fast() and self.config.language.head_size % HEAD_MULTIPLE == 0:
+            for part in model.language.modules():
+                if isinstance(part, DecoderAttention):
+                    part.attention = native_attention
         return model
+
+
+def kernels_line(device: torch.device) -> str | None:
+    """For whoever starts the server: on a CPU, which compiled kernels run, or why none do."""
+    return status() if device.type == "cpu" else None
 
 
 def _packed_weights(model: MiniCPMV, weights: WeightFormat, device: torch.device) -> dict[str, PackedWeight]:

@@ -228,7 +228,7 @@ def plan_formats(
         compute=compute,
         budget_bytes=budget_bytes(machine, wishes),
         runtime_bytes=RUNTIME_BYTES[machine.kind],
-        weight_bytes=weight_bytes(config, weights, compute),
+        weight_bytes=weight_bytes(config, weights, compute, on_cuda=machine.kind == "cuda"),
         workspace_bytes=_workspace_bytes(config, limits, item_bytes, one_block) + (_SCRATCH_BYTES if unpacks else 0),
         encoder_bytes=_encoder_bytes(config, limits, item_bytes),
         graph_bytes=_GRAPH_BYTES[machine.kind],

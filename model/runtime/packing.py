@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from model.formats import BLOCK_TOKENS
-from model.nn.attention.base import AttentionPlan, RowGroup
+from model.nn.attention.base import AttentionPlan, PagedRows, RowGroup
 from model.step import SequenceRow
 
 
@@ -66,7 +66,11 @@ def pack_rows(
         image_tokens=upload(image_tokens),
         image_rows=upload(image_rows),
         drawn_tokens=upload([end_of_row[i] - 1 for i, row in enumerate(rows) if row.draw is not None]),
-        plan=AttentionPlan(slots=upload(np.concatenate(slots)), groups=_groups(packed, max_group_keys, device)),
+        plan=AttentionPlan(
+            slots=upload(np.concatenate(slots)),
+            groups=_groups(packed, max_group_keys, device),
+            rows=_paged_rows(packed, ends.tolist()),
+        ),
     )
 
 
@@ -99,6 +103,23 @@ def _image_indices(packed: Sequence[SequenceRow], num_queries: int) -> tuple[lis
     return tokens, table_rows
 
 
+def _paged_rows(packed: Sequence[SequenceRow], ends: Sequence[int]) -> PagedRows:
+    return PagedRows(
+        block_table=torch.from_numpy(_block_table(packed)).int(),
+        first_tokens=torch.tensor([0, *ends], dtype=torch.int32),
+        num_keys=torch.tensor([_num_keys(row) for row in packed], dtype=torch.int32),
+    )
+
+
+def _block_table(rows: Sequence[SequenceRow]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """[rows, blocks of the longest], padded with block 0."""
+    counts = [-(-_num_keys(row) // BLOCK_TOKENS) for row in rows]
+    table = np.zeros((len(rows), max(counts)), dtype=np.int64)
+    for i, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        table[i, :count] = row.block_table[:count]
+    return table
+
+
 def _groups(packed: Sequence[SequenceRow], max_group_keys: int, device: torch.device) -> tuple[RowGroup, ...]:
     groups: list[RowGroup] = []
     first_token = first_row = 0
@@ -124,11 +145,7 @@ def _group(members: Sequence[SequenceRow], first_token: int, device: torch.devic
     num_new, num_keys = len(row.token_ids), _num_keys(row)
     block_ids = mask = padding = None
     if row.start > 0:
-        table = np.zeros((len(members), -(-num_keys // BLOCK_TOKENS)), dtype=np.int64)
-        for i, member in enumerate(members):
-            num_blocks = -(-_num_keys(member) // BLOCK_TOKENS)
-            table[i, :num_blocks] = member.block_table[:num_blocks]
-        block_ids = torch.from_numpy(table.reshape(-1)).to(device)
+        block_ids = torch.from_numpy(_block_table(members).reshape(-1)).to(device)
         key_positions = torch.arange(num_keys, device=device)
         if num_new > 1:
             new_positions = torch.arange(row.start, num_keys, device=device)

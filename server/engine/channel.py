@@ -108,6 +108,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_block_tokens: int
     num_crop_slots: int
     load_s: float
+    kernels: str | None
+    """On a CPU, one line on the compiled kernels: which run, or why none do."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

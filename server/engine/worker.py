@@ -78,6 +78,7 @@ def _serve(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> int:
 def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple[EngineLoop, Ready]:
     """Loads the model. Raises what `build_runner` raises, and ValueError for limits that contradict each other."""
     from model.runtime.device import choose_device
+    from model.runtime.loading import kernels_line
     from model.runtime.memory_plan import Wishes, default_step_tokens
     from model.runtime.runner import build_runner
 
@@ -116,7 +117,7 @@ def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple
         clock=time.monotonic,
         read_memory=_memory_reader(runner.info.device),
     )
-    return loop, _ready(runner.info)
+    return loop, _ready(runner.info, kernels_line(device))
 
 
 def _step_limits(config: EngineConfig, info: RunnerInfo, num_queries: int, max_step_tokens: int) -> StepLimits:
@@ -135,7 +136,7 @@ def _step_limits(config: EngineConfig, info: RunnerInfo, num_queries: int, max_s
     )
 
 
-def _ready(info: RunnerInfo) -> Ready:
+def _ready(info: RunnerInfo, kernels: str | None) -> Ready:
     return Ready(
         device=info.device,
         dtype=info.dtype,
@@ -149,6 +150,7 @@ def _ready(info: RunnerInfo) -> Ready:
         kv_block_tokens=info.kv_block_tokens,
         num_crop_slots=info.num_crop_slots,
         load_s=info.load_s,
+        kernels=kernels,
     )
 
 

@@ -1,4 +1,4 @@
-"""The reference attention against the formula, written out for one token at a time."""
+"""Attention, torch's and the kernels', against the formula, written out for one token at a time."""
 
 import math
 import random
@@ -8,15 +8,24 @@ import pytest
 import torch
 
 from model.formats import BLOCK_TOKENS
+from model.native.library import is_available, status
 from model.nn.attention.base import LayerCache, Pool
+from model.nn.attention.native import native_attention
 from model.nn.attention.reference import reference_attention
 from model.runtime.kv_cache import allocate_layers
 from model.runtime.packing import pack_rows
 from model.step import Draw, SequenceRow
 
-HEAD_SIZE = 8
+HEAD_SIZE = 16
 NUM_BLOCKS = 64
 CPU = torch.device("cpu")
+
+needs_kernels = pytest.mark.skipif(not is_available(), reason=status())
+
+
+@pytest.fixture(params=[reference_attention, pytest.param(native_attention, marks=needs_kernels)])
+def attend(request):
+    return request.param
 
 
 def empty_cache(num_kv_heads):
@@ -39,7 +48,7 @@ class Sequences:
         self.tables = [[blocks.pop() for _ in range(0, length, BLOCK_TOKENS)] for length in lengths]
         self.share = num_heads // num_kv_heads
 
-    def step(self, cache, parts, max_group_keys):
+    def step(self, attend, cache, parts, max_group_keys):
         """Attention of the tokens [start, end) of each (sequence, start, end), as the sequences' own results."""
         rows = [SequenceRow(i, [0] * (end - start), start, self.tables[i], (), Draw(0.0)) for i, start, end in parts]
         packed = pack_rows(rows, num_queries=64, max_group_keys=max_group_keys, device=CPU)
@@ -48,7 +57,7 @@ class Sequences:
         q, k, v = (torch.empty(len(packed.token_ids), *x[0].shape[1:]) for x in (self.q, self.k, self.v))
         for span, (i, start, end) in zip(spans, parts, strict=True):
             q[span], k[span], v[span] = (x[i][start:end] for x in (self.q, self.k, self.v))
-        mixed = reference_attention(q, k, v, cache, packed.plan)
+        mixed = attend(q, k, v, cache, packed.plan)
         return [(part, mixed[span]) for part, span in zip(parts, spans, strict=True)]
 
     def formula(self, i, position):
@@ -68,7 +77,7 @@ class Sequences:
 
 @pytest.mark.parametrize("max_group_keys", [0, 60, 4096])
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
-def test_any_mix_of_prefill_chunks_and_decoding_rows(max_group_keys, num_kv_heads):
+def test_any_mix_of_prefill_chunks_and_decoding_rows(attend, max_group_keys, num_kv_heads):
     sequences = Sequences([40, 17, 33, 50, 1], num_heads=4, num_kv_heads=num_kv_heads)
     cache = empty_cache(num_kv_heads)
     for parts in (
@@ -77,16 +86,16 @@ def test_any_mix_of_prefill_chunks_and_decoding_rows(max_group_keys, num_kv_head
         [(3, 7, 49), (0, 39, 40), (2, 32, 33)],
         [(3, 49, 50)],
     ):
-        sequences.check(sequences.step(cache, parts, max_group_keys))
+        sequences.check(sequences.step(attend, cache, parts, max_group_keys))
 
 
 @pytest.mark.parametrize("max_group_keys", [0, 4096])
-def test_short_and_long_contexts_decode_together(max_group_keys):
+def test_short_and_long_contexts_decode_together(attend, max_group_keys):
     lengths = [2, 16, 17, 48, 50]
     sequences = Sequences(lengths, num_heads=2, num_kv_heads=2)
     cache = empty_cache(2)
-    sequences.check(sequences.step(cache, [(i, 0, n - 1) for i, n in enumerate(lengths)], max_group_keys))
-    sequences.check(sequences.step(cache, [(i, n - 1, n) for i, n in enumerate(lengths)], max_group_keys))
+    sequences.check(sequences.step(attend, cache, [(i, 0, n - 1) for i, n in enumerate(lengths)], max_group_keys))
+    sequences.check(sequences.step(attend, cache, [(i, n - 1, n) for i, n in enumerate(lengths)], max_group_keys))
 
 
 # ---- what the cache stores ----
@@ -112,13 +121,13 @@ def stored_cache(kv):
 
 @pytest.mark.parametrize("max_group_keys", [0, 4096])
 @pytest.mark.parametrize("kv", TOLERANCE)
-def test_formats_of_the_cache(kv, max_group_keys):
+def test_formats_of_the_cache(attend, kv, max_group_keys):
     sequences = Sequences([40, 17, 33, 50, 1], num_heads=4, num_kv_heads=2)
     cache = stored_cache(kv)
     errors = [
         (mixed[t] - sequences.formula(i, start + t)).abs().max()
         for parts in PARTS
-        for (i, start, _), mixed in sequences.step(cache, parts, max_group_keys)
+        for (i, start, _), mixed in sequences.step(attend, cache, parts, max_group_keys)
         for t in range(len(mixed))
     ]
     assert max(errors) < TOLERANCE[kv]
@@ -127,20 +136,23 @@ def test_formats_of_the_cache(kv, max_group_keys):
 
 
 @pytest.mark.parametrize("kv", TOLERANCE)
-def test_answer_does_not_depend_on_how_a_prompt_is_cut(kv):
+def test_answer_does_not_depend_on_how_a_prompt_is_cut(attend, kv):
     """New tokens, too, are seen as they are stored: otherwise a preemption or a cached prefix would show."""
     sequences = Sequences([50], num_heads=4, num_kv_heads=2)
-    [[_, whole]] = sequences.step(stored_cache(kv), [(0, 0, 50)], 0)
+    [[_, whole]] = sequences.step(attend, stored_cache(kv), [(0, 0, 50)], 0)
     cache = stored_cache(kv)
-    cut = [sequences.step(cache, [(0, start, end)], 0)[0][1] for start, end in ((0, 7), (7, 32), (32, 49), (49, 50))]
+    cut = [
+        sequences.step(attend, cache, [(0, start, end)], 0)[0][1]
+        for start, end in ((0, 7), (7, 32), (32, 49), (49, 50))
+    ]
     torch.testing.assert_close(torch.cat(cut), whole, rtol=0, atol=1e-5)
 
 
-def test_cache_of_another_format_than_the_computation():
+def test_cache_of_another_format_than_the_computation(attend):
     sequences = Sequences([40], num_heads=2, num_kv_heads=2)
     sequences.q, sequences.k, sequences.v = (
         [x.bfloat16() for x in one] for one in (sequences.q, sequences.k, sequences.v)
     )
-    [[_, mixed]] = sequences.step(stored_cache("int8"), [(0, 0, 40)], 0)
+    [[_, mixed]] = sequences.step(attend, stored_cache("int8"), [(0, 0, 40)], 0)
     wanted = torch.stack([sequences.formula(0, t).float() for t in range(40)])
     assert (mixed - wanted).abs().max() < TOLERANCE["int8"] + TOLERANCE["bf16"]

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.native.library import is_fast, status
 from model.nn import linear as linear_module
 from model.nn.linear import linear, lookup
 from model.nn.quant import packed_weight, quantize_fp8, quantize_int4, quantize_int8, to_fp8
+from tests.support.kernels import only, with_and_without
 
 PACKINGS = ["int8", "int4", "fp8"]
 HALF_ULP = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}
@@ -87,24 +89,36 @@ def test_int4_puts_two_numbers_into_a_byte():
     assert values[0, 63] == (3 + 8) | 8 << 4
 
 
+@with_and_without
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_weight_that_is_filled_in_parts_is_the_same(packing):
-    weight = rows(50, 200) / 8
-    assert torch.equal(unpacked(pack(weight, packing, pieces=7)), unpacked(pack(weight, packing)))
+def test_weight_that_is_filled_in_parts_is_the_same(packing, kernels):
+    weight = rows(50, 198) / 8
+    with only(kernels=kernels):
+        assert torch.equal(unpacked(pack(weight, packing, pieces=7)), unpacked(pack(weight, packing)))
+
+
+@pytest.mark.skipif(not is_fast(), reason=status())
+def test_kernels_hold_the_same_numbers():
+    weight = rows(50, 198)
+    with only(kernels=False):
+        wanted = pack(weight, "int8")
+    assert torch.equal(unpacked(pack(weight, "int8")), unpacked(wanted))
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_rows", [1, 40])
+@pytest.mark.parametrize("num_rows", [1, 40, 140])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_product_is_that_of_the_unpacked_weight(monkeypatch, packing, dtype, num_rows, has_bias):
+@with_and_without
+def test_product_is_that_of_the_unpacked_weight(monkeypatch, packing, dtype, num_rows, has_bias, kernels):
     # Seven rows of the weight at a time, which does not divide their number.
     monkeypatch.setattr(linear_module, "SCRATCH_BYTES", 7 * 4 * 192)
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(*size, generator=generator).to(dtype) for size in ((num_rows, 192), (50, 192), (50,))
     )
-    packed = pack(weight, packing)
+    with only(kernels=kernels):
+        packed = pack(weight, packing)
     result = linear(x, packed, bias if has_bias else None)
     wanted = x.double() @ unpacked(packed).double().T + (bias.double() if has_bias else 0)
     assert result.dtype == dtype
@@ -114,17 +128,21 @@ def test_product_is_that_of_the_unpacked_weight(monkeypatch, packing, dtype, num
     assert ((result.double() - wanted).abs() <= bound).all()
 
 
+@with_and_without
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_row_of_a_product_does_not_depend_on_the_others(packing):
+def test_row_of_a_product_does_not_depend_on_the_others(packing, kernels):
     x = torch.randn(30, 192, generator=torch.Generator().manual_seed(0))
-    packed = pack(torch.randn(50, 192, generator=torch.Generator().manual_seed(1)), packing)
+    with only(kernels=kernels):
+        packed = pack(torch.randn(50, 192, generator=torch.Generator().manual_seed(1)), packing)
     alone = torch.cat([linear(row, packed) for row in x[:, None]])
     torch.testing.assert_close(linear(x, packed), alone, rtol=0, atol=1e-4)
 
 
+@with_and_without
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_looked_up_rows_are_those_of_the_weight(packing):
-    packed = pack(rows(50, 192, dtype=torch.bfloat16), packing)
+def test_looked_up_rows_are_those_of_the_weight(packing, kernels):
+    with only(kernels=kernels):
+        packed = pack(rows(50, 192, dtype=torch.bfloat16), packing)
     ids = torch.tensor([[3, 49], [0, 3]])
     found = lookup(ids, packed)
     assert found.dtype == torch.bfloat16

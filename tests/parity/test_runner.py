@@ -3,10 +3,15 @@
 import pytest
 import torch
 
+from model.native.library import is_fast, status
+from model.nn.attention.native import native_attention
+from model.nn.attention.reference import reference_attention
+from model.nn.quant import PanelWeight
 from model.runtime.checkpoint import list_checkpoint
 from model.step import SamplingParams, SequenceRow, StateStart, StepBatch
 from tests.support.driver import GREEDY, Conversation, golden_crops, run
 from tests.support.golden import TINY_V1, TINY_V2, case_names, load_case
+from tests.support.kernels import with_and_without
 from tests.support.runners import tiny_runner
 
 PENALISED = SamplingParams(repetition_penalty=1.05)
@@ -26,22 +31,25 @@ def ids_of(sampled):
     return [[one.token_id for one in sequence] for sequence in sampled]
 
 
+@with_and_without
 @pytest.mark.parametrize("name", case_names())
-def test_alone_and_at_once(name):
-    runner = tiny_runner(load_case(name).checkpoint)
+def test_alone_and_at_once(name, kernels):
+    runner = tiny_runner(load_case(name).checkpoint, kernels=kernels)
     assert ids_of(run(runner, [conversation(name)])) == [expected(name)]
 
 
+@with_and_without
 @pytest.mark.parametrize("name", case_names())
-def test_penalised_encoded_block_by_block_and_computed_in_chunks(name):
-    runner = tiny_runner(load_case(name).checkpoint)
+def test_penalised_encoded_block_by_block_and_computed_in_chunks(name, kernels):
+    runner = tiny_runner(load_case(name).checkpoint, kernels=kernels)
     # 7 cuts every crop's span of 64 vectors, and neither divides a KV block.
     how = {"chunk_tokens": 7, "blocks_per_step": 1}
     assert ids_of(run(runner, [conversation(name, "greedy_rp105", **how)])) == [expected(name, "greedy_rp105")]
 
 
+@with_and_without
 @pytest.mark.parametrize("checkpoint", [TINY_V2, TINY_V1], ids=["2.0", "1.0"])
-def test_all_together_joining_one_after_the_other(checkpoint):
+def test_all_together_joining_one_after_the_other(checkpoint, kernels):
     """Prefill chunks, decoding rows, crops under way and two kinds of sampling share every step."""
     names = [name for name in case_names() if load_case(name).checkpoint == checkpoint]
     conversations, wanted = [], []
@@ -50,7 +58,15 @@ def test_all_together_joining_one_after_the_other(checkpoint):
         how = {"start_step": 2 * index, "chunk_tokens": (64, 7, 150)[index % 3], "blocks_per_step": 1 + index % 3}
         conversations.append(conversation(name, mode, **how))
         wanted.append(expected(name, mode))
-    assert ids_of(run(tiny_runner(checkpoint), conversations)) == wanted
+    assert ids_of(run(tiny_runner(checkpoint, kernels=kernels), conversations)) == wanted
+
+
+@pytest.mark.skipif(not is_fast(), reason=status())
+@pytest.mark.parametrize("kernels", [True, False])
+def test_kernels_are_used_where_there_are_any(kernels):
+    layer = tiny_runner(TINY_V2, weights="int8", kv="int8", kernels=kernels).model.language.layers[0]
+    assert layer.attention.attention is (native_attention if kernels else reference_attention)
+    assert isinstance(layer.mlp.down.weight, PanelWeight) == kernels
 
 
 def test_resumed_after_a_preemption():

@@ -186,6 +186,7 @@ def start(config: EngineConfig) -> FromEngine:
         kv_block_tokens=KV_BLOCK_TOKENS,
         num_crop_slots=NUM_CROP_SLOTS,
         load_s=0.0,
+        kernels=None,
     )
 
 

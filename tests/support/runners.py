@@ -11,6 +11,7 @@ from model.runtime.checkpoint import Progress
 from model.runtime.loading import OpenedModel
 from model.runtime.memory_plan import KvSetting, WeightSetting, Wishes
 from model.runtime.runner import TorchRunner, build_runner
+from tests.support.kernels import only
 
 KV_CACHE_BYTES = 64 * 1024 * 1024
 
@@ -21,10 +22,17 @@ def no_progress(_done_bytes: int, _total_bytes: int) -> None:
 
 @cache
 def tiny_runner(
-    checkpoint: Path, device: str = "cpu", weights: WeightSetting = "fp32", kv: KvSetting = "auto"
+    checkpoint: Path,
+    device: str = "cpu",
+    weights: WeightSetting = "fp32",
+    kv: KvSetting = "auto",
+    *,
+    kernels: bool = True,
 ) -> TorchRunner:
+    """A runner that was built with the CPU's kernels where there are any, or as if there were none."""
     wishes = Wishes(weights=weights, kv=kv, kv_cache_bytes=KV_CACHE_BYTES)
-    return make_runner(checkpoint, device=device, wishes=wishes)
+    with only(kernels=kernels):
+        return make_runner(checkpoint, device=device, wishes=wishes)
 
 
 @cache

@@ -89,6 +89,18 @@ class RowGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PagedRows:
+    """All rows of a step in the packed order, whatever they compute; int32, in the host's memory."""
+
+    block_table: Tensor
+    """[rows, blocks of the longest], padded with any block."""
+    first_tokens: Tensor
+    """[rows + 1]: the first new token of each row, and their number."""
+    num_keys: Tensor
+    """[rows]: computed and new tokens of each."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """One step's layout, the same for all layers."""
 
@@ -96,6 +108,8 @@ class AttentionPlan:
     """[T], int64: where each new token's key and value go."""
     groups: tuple[RowGroup, ...]
     """Together they cover all packed tokens."""
+    rows: PagedRows
+    """The same rows, as the CPU's kernels read them."""
 
 
 class Attention(Protocol):

@@ -5,6 +5,7 @@ import json
 import shlex
 from dataclasses import replace
 
+from msgspec import structs
 from PIL import Image
 
 from server.api.images import read_image
@@ -27,6 +28,7 @@ READY = Ready(
     kv_block_tokens=16,
     num_crop_slots=4,
     load_s=12.34,
+    kernels=None,
 )
 URL = "http://127.0.0.1:8000"
 
@@ -50,6 +52,12 @@ def test_figures() -> None:
         assert part in text
     assert "graphs" not in text  # takes nothing
     assert "Measured" not in text
+
+
+def test_a_cpu_says_which_kernels_run() -> None:
+    line = "native kernels: none, torch's own are used instead: they were not built"
+    assert line in banner(MODEL, structs.replace(READY, kernels=line), url=URL, needs_key=False)
+    assert "kernels" not in banner(MODEL, READY, url=URL, needs_key=False)
 
 
 def test_curl_line_asks_about_a_red_circle() -> None:

@@ -93,6 +93,7 @@ def test_ready_describes_the_cache_once() -> None:
                 kv_block_tokens=16,
                 num_crop_slots=4,
                 load_s=1.0,
+                kernels=None,
             )
         )
     described = [labels for name, labels in samples(metrics) if name == "cache_config_info"]

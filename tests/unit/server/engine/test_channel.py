@@ -51,6 +51,7 @@ READY = Ready(
     kv_block_tokens=16,
     num_crop_slots=1,
     load_s=0.5,
+    kernels="native kernels: avx2",
 )
 TOKENS = Tokens(1, 0, [SampledToken(5, -0.25, [(5, -0.25), (6, -1.5)])], "stop", Stamps(1.0, 2.0, 3.0, 4.0), 48)
 STATS = Stats(**dict.fromkeys(Stats.__struct_fields__, 3))
