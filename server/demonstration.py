@@ -30,7 +30,7 @@ class Demonstration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"{row.subject} {row.english:.0%} in English and {row.chinese:.0%} in Chinese ({row.measure})"
             for row in self.accuracy
         )
-        return f"{self.note} It can {', '.join(self.skills)}. Measured: {marks}."
+        return f"{self.note} It was trained to {', '.join(self.skills)}. Measured: {marks}."
 
 
 def load_demonstration(folder: Path) -> Demonstration | None:
