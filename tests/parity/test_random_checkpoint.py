@@ -78,8 +78,8 @@ def test_single_head_for_text_and_scores_when_the_config_ties_them(tmp_path):
     assert "llm.lm_head.weight" not in tensors(make(tmp_path, tie_word_embeddings=True))
 
 
-def test_demo_answers_each_picture_and_each_question_in_its_own_way():
-    folder = demo_folder()
+def test_random_weights_answer_each_picture_and_each_question_in_their_own_way(tmp_path):
+    folder = make(tmp_path / "random", vocab_size=1499)  # of the tokenizer that `make` copies
     config = load_config(folder)
     tokenizer = Tokenizer.from_folder(folder, config.release)
 
@@ -97,7 +97,7 @@ def test_demo_answers_each_picture_and_each_question_in_its_own_way():
 
     ids = [tuple(one.token_id for one in answer) for answer in answers]
     assert len(set(ids)) == 3
-    assert all(len(set(answer)) > 6 for answer in ids)  # no endless repetition
+    assert all(len(set(answer)) > 3 for answer in ids)  # no endless repetition
 
 
 @pytest.mark.parametrize(
