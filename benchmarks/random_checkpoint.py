@@ -25,6 +25,7 @@ import torch
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from model.config import ModelConfig, parse_config
+from model.demo.export import TOKENIZER_FILES
 from model.nn.resampler import grid_positions
 
 OFFICIAL_CONFIG: dict[str, Any] = {
@@ -64,7 +65,6 @@ OFFICIAL_CONFIG: dict[str, Any] = {
     "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
     "vocab_size": 122753,
 }
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
 GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.36.0"}
 
 # Not drawn: the position table that the queries are trained with.

@@ -5,7 +5,7 @@ H head size.
 """
 
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -92,10 +92,10 @@ class Student(nn.Module):
         # Fixed, so that the tower may keep the tables that it makes of it.
         self.model.vision.position.requires_grad = False
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile_blocks(self) -> None:
         """Compile the blocks and layers, for any number of pictures and tokens."""
         for block in (*self.model.vision.blocks, *self.model.language.layers):
-            block.compile(*args, dynamic=True, **kwargs)
+            block.compile(dynamic=True)
 
     def aim_queries(self) -> None:
         """Turn what the tower says of places into the resampler's first look: see `model.demo.aim`."""

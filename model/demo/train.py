@@ -67,7 +67,7 @@ class Trainer:
         if self._state_path.exists():
             self._load()
         if plan.compiled:
-            self.student.compile()
+            self.student.compile_blocks()
 
     @property
     def _state_path(self) -> Path:

@@ -26,10 +26,15 @@ _SIGNS = (
     "Total Tax Cash Change Date Time Price Table Order Receipt Invoice Number Street Road Avenue Monday Friday "
     "January June Book Paper Letter Phone Room Floor Office House Garden River Mountain Summer Winter Music Dance"
 ).split()
-_CHINESE_SIGNS = (
-    "入口 出口 禁止 安全 医院 学生 车站 书店 茶店 花店 电话 请入 水果 牛肉 羊肉 鱼 面 米 酒 火车 东门 西门 南门 北门 "
-    "小心 上下 左右 前后 早安 晚安 中国 大学 老人 女人 男人 马路 开门 关门 请安 金山 明天 今天 土地 草地 高山 长江"
-).split()
+_CHINESE_SIGNS = [
+    word
+    for word in (
+        "入口 出口 禁止 安全 医院 学生 车站 书店 茶店 花店 电话 请入 水果 牛肉 羊肉 鱼 "
+        "面 米 酒 火车 东门 西门 南门 北门 小心 上下 左右 前后 早安 晚安 中国 大学 "
+        "老人 女人 男人 马路 开门 关门 请安 金山 明天 今天 土地 草地 高山 长江"
+    ).split()
+    if set(word) <= set(CHINESE)
+]
 
 _ONSETS = "b c ch d f g h j k l m n p qu r s sh st t th tr v w wh x y z br cl dr fl gr pl sp".split()
 _VOWELS = "a e i o u ai ea ee ie oo ou a e i o".split()
@@ -55,8 +60,7 @@ def latin_line(rng: random.Random, max_length: int) -> str:
 def chinese_line(rng: random.Random, max_length: int) -> str:
     """One to `max_length` of the characters in `CHINESE`, sometimes with digits among them."""
     if rng.random() < 0.15:
-        known = [word for word in _CHINESE_SIGNS if len(word) <= max_length and set(word) <= set(CHINESE)]
-        return rng.choice(known)
+        return rng.choice([word for word in _CHINESE_SIGNS if len(word) <= max_length])
     length = rng.randint(1, max_length)
     if rng.random() < 0.1:
         return "".join(rng.choice(CHINESE if rng.random() < 0.6 else string.digits) for _ in range(length))
