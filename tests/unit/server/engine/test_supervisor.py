@@ -171,7 +171,8 @@ def test_the_delay_doubles_to_its_limit_and_starts_over_after_a_healthy_run(monk
 
     async def scenario():
         nonlocal now
-        monkeypatch.setattr(supervisor_module.asyncio, "sleep", record_sleep)
+        # The module's own name only: other threads' loops, such as a server's, go on sleeping.
+        monkeypatch.setattr(supervisor_module, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": record_sleep}))
         supervisor = Supervisor(spawn, warm_up, on_ready=lambda _: news.set(), on_restart=lambda: None)
         await supervisor.start()
         for run_s in (1.0,) * 8 + (60.0, 1.0):
