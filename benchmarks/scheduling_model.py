@@ -17,6 +17,7 @@ from model.step import Sampled, SamplingParams, StepBatch, StepOutput
 from server.engine import scheduler as scheduler_module
 from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
+from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
@@ -67,11 +68,11 @@ def make_requests(interval_s: float) -> list[tuple[Sequence, int]]:
 
 def simulate(*, kv_tokens: int, step_vision_blocks: int, interval_s: float) -> Outcome:
     """Every request to its end."""
-    limits = StepLimits(32, 512, step_vision_blocks, 1, 64)
+    limits = StepLimits(32, 512, step_vision_blocks, 1, 64, 32, max_draft_tokens=0, max_draft_sequences=1)
     encoder = EncodePlanner(limits, VisionCache(256, TOWER_BLOCKS), lambda _offset, _size: memoryview(b""))
     blocks = BlockPool(kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS)
     prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=False)  # all prompts differ
-    scheduler = Scheduler(limits, blocks, prefixes, encoder)
+    scheduler = Scheduler(limits, blocks, prefixes, encoder, Drafter(max_tokens=0, crop_queries=64))
     requests = make_requests(interval_s)
     lengths = {sequence.request_id: length for sequence, length in requests}
     last_s: dict[int, float] = {}
@@ -87,7 +88,7 @@ def simulate(*, kv_tokens: int, step_vision_blocks: int, interval_s: float) -> O
         now += _cost_s(batch)
         outcome.computed_tokens += sum(len(row.token_ids) for row in batch.rows)
         by_slot = {s.state_slot: s for s in scheduler._running if s.state_slot is not None}
-        sampled = tuple(None if row.draw is None else _next(by_slot[row.state_slot], lengths) for row in batch.rows)
+        sampled = tuple(() if row.draw is None else (_next(by_slot[row.state_slot], lengths),) for row in batch.rows)
         for new in scheduler.update(batch, StepOutput(sampled, 0.0), now):
             number = new.sequence.request_id
             if number in last_s:

@@ -7,6 +7,7 @@ Vocabulary
     known tokens     prompt ids plus the ids generated so far
     computed tokens  the prefix of the known tokens whose keys and values are in the KV cache
     crop             one picture that goes through the vision encoder on its own (overview or slice)
+    draft            guesses at the ids that come next, computed in the same step as the last known token
     crop slot        index of `num_queries` rows in the device's table of encoded crops
     state slot       index of a running sequence's sampling state (ids seen, penalties) in the runner
 """
@@ -82,15 +83,28 @@ class CropRows:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """This row has reached its last known token: choose the next id."""
+    """This row reaches its last known token: choose the next id, and another one after each guess that it meets.
 
-    uniform: float
-    """In [0, 1): the point of the cumulative distribution that is taken. Unused by greedy."""
+    Where there are several points, all but one of the row's last `len(uniforms)` ids are a draft. Known [.., 8] and
+    draft [5, 6] make the ids [8, 5, 6] and three draws. The first is made after 8. When it takes 5, the second after
+    8, 5 counts too, and when that takes 6, the third does. Nothing after a wrong guess counts.
+    """
+
+    uniforms: tuple[float, ...]
+    """At least one, in [0, 1): the points of the cumulative distributions that are taken. Unused by greedy."""
+
+    @property
+    def num_drafted(self) -> int:
+        return len(self.uniforms) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceRow:
-    """Known tokens of one sequence that become computed in this step: a prefill chunk, or one token in decode."""
+    """Known tokens of one sequence that become computed in this step: a prefill chunk, or one token in decode.
+
+    In decode a draft may follow. Its tokens become known, and computed, as far as the draws meet them; what it leaves
+    in the KV cache beyond that is computed anew at the same positions before anybody reads it.
+    """
 
     state_slot: int
     token_ids: Sequence[int]
@@ -127,8 +141,8 @@ class Sampled:
 class StepOutput:
     """Answers in the order of the batch's rows."""
 
-    sampled: tuple[Sampled | None, ...]
-    """One entry a row; None where the row had no `draw`."""
+    sampled: tuple[tuple[Sampled, ...], ...]
+    """One entry a row: nothing where it had no `draw`, else one id and as many more as its draft was right."""
     encode_s: float
     """Seconds spent in the vision encoder during this step."""
 
@@ -141,6 +155,8 @@ class RunnerInfo:
     kv_block_tokens: int
     num_crop_slots: int
     num_state_slots: int
+    max_step_draws: int
+    """Draws of all rows of a step at most."""
     num_vision_blocks: int
     device: str
     dtype: str

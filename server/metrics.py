@@ -78,6 +78,8 @@ class Metrics:
         self.generation_tokens.inc(stats.generated_tokens)
         self.prefix_cache_queries.inc(stats.prefix_query_tokens)
         self.prefix_cache_hits.inc(stats.prefix_hit_tokens)
+        self.drafted_tokens.inc(stats.drafted_tokens)
+        self.accepted_tokens.inc(stats.accepted_tokens)
         self.image_encode_s.inc(stats.encode_s)
         self.crops_encoded.inc(stats.crops_encoded)
         self.image_cache_queries.inc(stats.crop_queries)
@@ -155,6 +157,10 @@ class Metrics:
             "prefix_cache_queries_tokens_total", "Prompt tokens looked up in the prefix cache."
         )
         self.prefix_cache_hits = self._counter("prefix_cache_hits_tokens_total", "Prompt tokens found there.")
+        self.drafted_tokens = self._counter("speculation_drafted_tokens_total", "Tokens guessed ahead of being drawn.")
+        self.accepted_tokens = self._counter(
+            "speculation_accepted_tokens_total", "Of these, those that came true: steps saved."
+        )
         self.engine_restarts = self._counter("engine_restarts_total", "Times the engine process had to be replaced.")
         self.engine_memory_bytes = self._gauge(
             "engine_memory_bytes", "Memory of the engine: host, or allocated on CUDA."

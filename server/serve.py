@@ -113,6 +113,8 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         max_step_vision_blocks=settings.max_step_vision_blocks,
         num_crop_slots=settings.image_cache_crops,
+        max_draft_tokens=settings.max_draft_tokens,
+        max_draft_sequences=settings.max_draft_sequences,
         prefix_cache=settings.prefix_cache,
         arena_bytes=settings.image_buffer_memory,
         log_level=settings.log_level,

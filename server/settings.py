@@ -109,6 +109,10 @@ class Settings(BaseSettings):
         128 * 2**20, ge=8 * 2**20, description="shared memory for pixels on their way to the engine"
     )
     prefix_cache: bool = Field(True, description="keep computed prompts and answers for requests that begin alike")
+    max_draft_tokens: int = Field(
+        7, ge=0, le=15, description="ids guessed ahead for a sequence where its text repeats itself; 0 guesses nothing"
+    )
+    max_draft_sequences: int = Field(4, ge=1, le=1024, description="while more sequences decode, nothing is guessed")
     image_threads: int = Field(2, ge=1, le=64, description="threads that decode and slice pictures")
 
     # The listener

@@ -51,6 +51,8 @@ _GROUP_KEYS = {"cuda": 8192, "cpu": 0}
 # Enough rows to keep the processor busy, while decoding waits for no more of them than that. On a CPU products of 128
 # rows run at nine tenths of the speed of 512.
 _STEP_TOKENS = {"cuda": 1024, "cpu": 128}
+# Two sequences with the longest draft of the settings' default.
+_MIN_STEP_DRAWS = 16
 
 WeightSetting = Literal["auto", "fp32", "bf16", "fp16", "int8", "int4", "fp8"]
 KvSetting = Literal["auto", "fp32", "bf16", "fp16", "int8", "fp8"]
@@ -85,6 +87,11 @@ class Limits:
     """Crops of one size that go through the tower together."""
     max_group_keys: int
     """Keys gathered at a time when several sequences decode in one call; 0 where each decodes by itself."""
+
+    @property
+    def max_step_draws(self) -> int:
+        """Ids drawn in a step: one for each sequence, or several for each where few decode and have drafts."""
+        return max(self.max_num_sequences, _MIN_STEP_DRAWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +292,7 @@ def _workspace_bytes(config: ModelConfig, limits: Limits, item_bytes: int, block
     score_bytes = 10 * 4 * language.vocab_size
     state_bytes = 2 * language.vocab_size
     forward_bytes = limits.max_step_tokens * token_bytes + num_keys * key_bytes
-    return max(forward_bytes, limits.max_num_sequences * score_bytes) + limits.max_num_sequences * state_bytes
+    return max(forward_bytes, limits.max_step_draws * score_bytes) + limits.max_num_sequences * state_bytes
 
 
 def _encoder_bytes(config: ModelConfig, limits: Limits, item_bytes: int) -> int:

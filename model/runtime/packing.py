@@ -1,7 +1,8 @@
 """From the rows of a step to tensors: all new tokens one after the other, and where each one's data lies.
 
 Packed order: rows that decode come first, longest context first, so that those attended together differ little in
-length; then the prefill chunks in the batch's order. Example with blocks of 16 tokens and 64 queries a crop:
+length; then prefill chunks and rows with a draft in the batch's order. Example with blocks of 16 tokens and 64 queries
+a crop:
 
     row 0: ids [1, 7, 0, 0], start 0, blocks [5], crop 3 from query 62 at offset 2
     row 1: id [9], start 20, blocks [2, 8]
@@ -36,7 +37,7 @@ class PackedRows:
     image_rows: Tensor
     """[I], int64: rows of the table of encoded crops, crop slot * num_queries + query."""
     drawn_tokens: Tensor
-    """[R], int64: packed indices of the last tokens of the rows with a draw, in the batch's order."""
+    """[R], int64: packed indices of the tokens that a draw follows, row by row in the batch's order."""
     plan: AttentionPlan
 
 
@@ -65,7 +66,14 @@ def pack_rows(
         positions=upload(np.concatenate(positions)),
         image_tokens=upload(image_tokens),
         image_rows=upload(image_rows),
-        drawn_tokens=upload([end_of_row[i] - 1 for i, row in enumerate(rows) if row.draw is not None]),
+        drawn_tokens=upload(
+            [
+                token
+                for i, row in enumerate(rows)
+                if row.draw is not None
+                for token in range(end_of_row[i] - len(row.draw.uniforms), end_of_row[i])
+            ]
+        ),
         plan=AttentionPlan(
             slots=upload(np.concatenate(slots)),
             groups=_groups(packed, max_group_keys, device),

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from model.formats import BLOCK_TOKENS
 from model.nn.attention.base import LayerCache
@@ -63,7 +65,7 @@ class TorchRunner:
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - began_s
 
-    def _compute(self, rows: Sequence[SequenceRow]) -> tuple[Sampled | None, ...]:
+    def _compute(self, rows: Sequence[SequenceRow]) -> tuple[tuple[Sampled, ...], ...]:
         packed = pack_rows(
             rows,
             num_queries=self.model.config.resampler.num_queries,
@@ -73,13 +75,24 @@ class TorchRunner:
         vectors_ID = self._encoder.vectors(packed.image_rows)
         h_TD = self.model.embed(packed.token_ids, packed.image_tokens, vectors_ID)
         h_TD = self.model.language(h_TD, packed.positions, self._caches, packed.plan)
-        draws = [(row.state_slot, row.draw.uniform) for row in rows if row.draw is not None]
-        if not draws:
-            return (None,) * len(rows)
-        logits_RV = self.model.language.logits(h_TD[packed.drawn_tokens])
-        slots, uniforms = zip(*draws, strict=True)
-        sampled = iter(self._sampler.draw(logits_RV, slots, uniforms))
-        return tuple(None if row.draw is None else next(sampled) for row in rows)
+        if len(packed.drawn_tokens) == 0:
+            return ((),) * len(rows)
+        return self._draw(rows, self.model.language.logits(h_TD[packed.drawn_tokens]))
+
+    def _draw(self, rows: Sequence[SequenceRow], logits_RV: Tensor) -> tuple[tuple[Sampled, ...], ...]:
+        """The ids of each row, from the scores at all of its draws, row by row."""
+        counts: list[int] = []
+        slots: list[int] = []
+        uniforms: list[float] = []
+        guesses: list[int | None] = []
+        for row in rows:
+            counts.append(0 if row.draw is None else len(row.draw.uniforms))
+            if row.draw is not None:
+                slots += [row.state_slot] * len(row.draw.uniforms)
+                uniforms += row.draw.uniforms
+                guesses += [None, *row.token_ids[len(row.token_ids) - row.draw.num_drafted :]]
+        drawn = iter(self._sampler.draw(logits_RV, slots, uniforms, guesses))
+        return tuple(tuple(one for one in islice(drawn, count) if one is not None) for count in counts)
 
     def _check(self, batch: StepBatch) -> None:
         """A row that points outside would read or write another sequence's data; only our own bug can make one."""
@@ -96,10 +109,12 @@ class TorchRunner:
             assert 0 <= min(row.block_table) <= max(row.block_table) < info.num_kv_blocks
             assert 0 <= min(row.token_ids) <= max(row.token_ids) < config.language.vocab_size
             assert 0 <= row.state_slot < info.num_state_slots
+            assert row.draw is None or 1 <= len(row.draw.uniforms) <= len(row.token_ids)
             for crop in row.crops:
                 assert 0 <= crop.crop_slot < info.num_crop_slots
                 assert 0 <= crop.first_query < crop.first_query + crop.num_queries <= config.resampler.num_queries
                 assert 0 <= crop.offset <= len(row.token_ids) - crop.num_queries
+        assert sum(len(row.draw.uniforms) for row in batch.rows if row.draw is not None) <= info.max_step_draws
 
 
 def build_runner(
@@ -170,6 +185,7 @@ def _describe(model: MiniCPMV, limits: Limits, plan: MemoryPlan, load_s: float) 
         kv_block_tokens=BLOCK_TOKENS,
         num_crop_slots=limits.num_crop_slots,
         num_state_slots=limits.max_num_sequences,
+        max_step_draws=limits.max_step_draws,
         num_vision_blocks=model.config.vision.num_blocks,
         device=str(model.device),
         dtype=plan.compute,

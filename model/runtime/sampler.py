@@ -36,16 +36,26 @@ class Sampler:
             generated = torch.tensor(start.generated_ids, dtype=torch.int64, device=counts_V.device)
             counts_V.copy_(torch.bincount(generated, minlength=len(counts_V)))
 
-    def draw(self, logits_RV: Tensor, slots: Sequence[int], uniforms: Sequence[float]) -> list[Sampled]:
-        """One id for each row.
+    def draw(
+        self,
+        logits_RV: Tensor,
+        slots: Sequence[int],
+        uniforms: Sequence[float],
+        guesses: Sequence[int | None] | None = None,
+    ) -> list[Sampled | None]:
+        """One id for each row that follows on known ids; None where it follows on a guess that was wrong.
 
         Args:
             logits_RV: float32 scores.
-            slots: each row's state slot, every slot at most once.
+            slots: each row's state slot. Rows of one slot come one after the other.
             uniforms: each row's point in [0, 1) of the cumulative distribution.
+            guesses: None for a slot's first row; for a further one, the id that its scores take to have been drawn in
+                the row before. As it is drawn from its own scores and point, and counts only when all guesses before
+                it are the ids that were drawn, what comes out is what single steps would have drawn.
         """
+        guesses = guesses or [None] * len(slots)
         params = [self._params[slot] for slot in slots]
-        scores_RV = self.penalised(logits_RV, slots)
+        scores_RV = self.penalised(logits_RV, slots, guesses)
         ids_R = scores_RV.argmax(-1)
         random = [row for row, p in enumerate(params) if p.temperature > 0]
         # Rows with top-k need few candidates, the others the whole vocabulary: two calls at the most.
@@ -57,11 +67,13 @@ class Sampler:
                 ids_RK, probabilities_RK = distribution(scores_RV[rows], [params[row] for row in rows])
                 points = torch.tensor([uniforms[row] for row in rows], dtype=torch.float64, device=logits_RV.device)
                 ids_R[rows] = ids_RK.gather(1, _invert(probabilities_RK, points)).squeeze(1)
-        self._count(ids_R, slots)
-        return _report(logits_RV, ids_R, params)
+        ids = ids_R.tolist()
+        valid = _valid_rows(ids, guesses)
+        self._count([(slots[row], ids[row]) for row in valid])
+        return _report(logits_RV, ids, valid, params)
 
-    def penalised(self, logits_RV: Tensor, slots: Sequence[int]) -> Tensor:
-        """The scores after the penalties of their slots' sequences."""
+    def penalised(self, logits_RV: Tensor, slots: Sequence[int], guesses: Sequence[int | None] | None = None) -> Tensor:
+        """The scores after the penalties of their slots' sequences; for the arguments see `draw`."""
         rows = [row for row, slot in enumerate(slots) if _has_penalty(self._params[slot])]
         if not rows:
             return logits_RV
@@ -70,6 +82,8 @@ class Sampler:
         presence_R1 = _column([p.presence_penalty for p in params], logits_RV)
         frequency_R1 = _column([p.frequency_penalty for p in params], logits_RV)
         counts_RV = self._counts_SV[[slots[row] for row in rows]]
+        if guesses is not None:
+            _add(counts_RV, _guessed([guesses[row] for row in rows]))
         generated_RV = counts_RV > 0
         seen_RV = generated_RV.clone()
         seen_RV[:, self._start_id] = True
@@ -81,10 +95,35 @@ class Sampler:
         result_RV[rows] = scores_RV
         return result_RV
 
-    def _count(self, ids_R: Tensor, slots: Sequence[int]) -> None:
-        rows = [row for row, slot in enumerate(slots) if _has_penalty(self._params[slot])]
-        if rows:
-            self._counts_SV[[slots[row] for row in rows], ids_R[rows]] += 1
+    def _count(self, drawn: Sequence[tuple[int, int]]) -> None:
+        """Adds (state slot, id) pairs to the counts, where a penalty needs them."""
+        _add(self._counts_SV, [(slot, token_id) for slot, token_id in drawn if _has_penalty(self._params[slot])])
+
+
+def _valid_rows(ids: Sequence[int], guesses: Sequence[int | None]) -> list[int]:
+    """Rows whose guess, and all guesses of the same slot before it, are the ids drawn in the rows before them."""
+    valid: list[int] = []
+    for row, guess in enumerate(guesses):
+        if guess is None or (valid[-1] == row - 1 and ids[row - 1] == guess):
+            valid.append(row)
+    return valid
+
+
+def _guessed(guesses: Sequence[int | None]) -> list[tuple[int, int]]:
+    """(row, id) of all that each row takes to have been drawn: [None, 5, 6] -> [(1, 5), (2, 5), (2, 6)]."""
+    pairs: list[tuple[int, int]] = []
+    before: list[int] = []
+    for row, guess in enumerate(guesses):
+        before = [] if guess is None else [*before, guess]
+        pairs += [(row, token_id) for token_id in before]
+    return pairs
+
+
+def _add(counts_RV: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+    """One more for each (row, id) pair, however often it comes."""
+    if pairs:
+        rows, ids = torch.tensor(pairs, device=counts_RV.device).T
+        counts_RV.index_put_((rows, ids), counts_RV.new_ones(()), accumulate=True)
 
 
 def _has_penalty(params: SamplingParams) -> bool:
@@ -156,15 +195,19 @@ def _invert(probabilities_RK: Tensor, points_R: Tensor) -> Tensor:
     return passed_RK.sum(-1, keepdim=True)
 
 
-def _report(logits_RV: Tensor, ids_R: Tensor, params: Sequence[SamplingParams]) -> list[Sampled]:
-    """The ids with the log-probabilities, of the raw scores, that were asked for."""
-    ids = ids_R.tolist()
-    sampled = [Sampled(token_id=token_id, logprob=None, top=()) for token_id in ids]
-    rows = [row for row, p in enumerate(params) if p.num_logprobs is not None]
+def _report(
+    logits_RV: Tensor, ids: Sequence[int], valid: Sequence[int], params: Sequence[SamplingParams]
+) -> list[Sampled | None]:
+    """The ids of the valid rows with the log-probabilities, of the raw scores, that were asked for."""
+    sampled: list[Sampled | None] = [None] * len(ids)
+    for row in valid:
+        sampled[row] = Sampled(token_id=ids[row], logprob=None, top=())
+    rows = [row for row in valid if params[row].num_logprobs is not None]
     if not rows:
         return sampled
     logprobs_RV = logits_RV[rows].log_softmax(-1)
-    chosen = logprobs_RV.gather(1, ids_R[rows][:, None]).squeeze(1).tolist()
+    chosen_R1 = torch.tensor([ids[row] for row in rows], device=logits_RV.device)[:, None]
+    chosen = logprobs_RV.gather(1, chosen_R1).squeeze(1).tolist()
     most = max(params[row].num_logprobs or 0 for row in rows)
     values, indices = (found.tolist() for found in logprobs_RV.topk(most))
     for i, row in enumerate(rows):

@@ -208,13 +208,12 @@ def _generate(runner: TorchRunner, question: _Question, max_tokens: int, record:
     blocks = range(-(-(num_prompt + max_tokens) // info.kv_block_tokens) - 1, -1, -1)
 
     def step(row: SequenceRow, starts: tuple[StateStart, ...] = (), works: tuple[EncodeWork, ...] = ()) -> int:
-        [sampled] = runner.run(StepBatch(starts, works, (row,))).sampled
-        assert sampled is not None
+        [[sampled]] = runner.run(StepBatch(starts, works, (row,))).sampled
         return sampled.token_id
 
-    prompt_row = SequenceRow(0, question.token_ids, 0, blocks, tuple(crops), Draw(0.0))
+    prompt_row = SequenceRow(0, question.token_ids, 0, blocks, tuple(crops), Draw((0.0,)))
     with recorded_stages(model, record):
         ids = [step(prompt_row, (StateStart(0, SamplingParams(), ()),), tuple(encode))]
     while len(ids) < max_tokens and ids[-1] != model.config.eos_id:
-        ids.append(step(SequenceRow(0, ids[-1:], num_prompt + len(ids) - 1, blocks, (), Draw(0.0))))
+        ids.append(step(SequenceRow(0, ids[-1:], num_prompt + len(ids) - 1, blocks, (), Draw((0.0,)))))
     return ids

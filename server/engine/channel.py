@@ -34,6 +34,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_step_vision_blocks: int | None
     """Tower blocks x crops a step while other sequences decode; None: by device."""
     num_crop_slots: int
+    max_draft_tokens: int
+    """Ids guessed ahead for a sequence in a step; 0: none."""
+    max_draft_sequences: int
+    """While more sequences than this decode, nothing is guessed."""
     prefix_cache: bool
     arena_bytes: int
     log_level: str
@@ -167,6 +171,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens looked up in the prefix cache: each choice of a request looks up its own."""
     prefix_hit_tokens: int
     """Of these, the ones found there."""
+    drafted_tokens: int
+    """Ids that were guessed ahead of being drawn."""
+    accepted_tokens: int
+    """Of these, the ones that came true: steps saved."""
     crops_encoded: int
     crop_queries: int
     """Crops that sequences asked for: each choice of a request asks for its own, and none for one that lies in tokens

@@ -18,6 +18,12 @@ class StepLimits:
     has nothing to gain from several crops at once."""
     crop_queries: int
     """Positions in the prompt that a crop's vectors take."""
+    max_step_draws: int
+    """Draws of a step at most: one a sequence, and one for each drafted id."""
+    max_draft_tokens: int
+    """Ids of a draft at most; 0 turns speculation off."""
+    max_draft_sequences: int
+    """While more sequences than this decode, there are no drafts."""
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.num_state_slots:
@@ -25,5 +31,10 @@ class StepLimits:
                 f"max_step_tokens {self.max_step_tokens} is less than the {self.num_state_slots} sequences that run "
                 "together, which may all decode in one step"
             )
-        if min(self.num_state_slots, self.max_step_vision_blocks, self.max_idle_crops, self.crop_queries) < 1:
+        if self.max_step_draws < self.num_state_slots:
+            raise ValueError(f"max_step_draws {self.max_step_draws} is less than {self.num_state_slots} sequences need")
+        if self.max_draft_tokens < 0:
+            raise ValueError(f"a draft cannot have {self.max_draft_tokens} ids")
+        least = min(self.num_state_slots, self.max_step_vision_blocks, self.max_idle_crops, self.crop_queries)
+        if min(least, self.max_draft_sequences) < 1:
             raise ValueError(f"every limit of a step must be at least 1: {self}")

@@ -9,10 +9,11 @@ import msgspec
 from model.step import Runner, SamplingParams, StepBatch
 from server.engine.blocks import BlockPool
 from server.engine.channel import SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
+from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner, PixelReader
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
-from server.engine.scheduler import NewToken, Scheduler
+from server.engine.scheduler import NewTokens, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.stats import MemoryReader, StatsRecorder
 from server.engine.vision_cache import VisionCache
@@ -61,8 +62,9 @@ class EngineLoop:
         self._clock = clock
         self._encoder = EncodePlanner(limits, vision, read_pixels)
         prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=prefix_cache)
-        self._scheduler = Scheduler(limits, blocks, prefixes, self._encoder)
-        self._stats = StatsRecorder(self._scheduler, blocks, prefixes, vision, read_memory)
+        drafter = Drafter(max_tokens=limits.max_draft_tokens, crop_queries=limits.crop_queries)
+        self._scheduler = Scheduler(limits, blocks, prefixes, self._encoder, drafter)
+        self._stats = StatsRecorder(self._scheduler, blocks, prefixes, vision, drafter, read_memory)
         self._stats_due = clock()
         self._num_failed_steps = 0
 
@@ -148,12 +150,12 @@ class EngineLoop:
             self._publish(Update(tokens, released, stats))
 
 
-def _tokens(new: NewToken, now: float) -> Tokens:
-    sequence, sampled = new.sequence, new.sampled
+def _tokens(new: NewTokens, now: float) -> Tokens:
+    sequence = new.sequence
     return Tokens(
         request_id=sequence.request_id,
         choice=sequence.choice,
-        tokens=[SampledToken(sampled.token_id, sampled.logprob, list(sampled.top))],
+        tokens=[SampledToken(one.token_id, one.logprob, list(one.top)) for one in new.sampled],
         finish_reason=new.finish_reason,
         stamps=_stamps(sequence, now),
         cached_tokens=sequence.num_cached_prompt,

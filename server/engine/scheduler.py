@@ -5,7 +5,7 @@ One idea covers prefill, chunked prefill, resumption after a preemption and deco
 computed ones catch up with the known ones under a budget of tokens. A row that catches up entirely draws the next id,
 and so makes one more token known. Decode is the case in which one token is missing.
 
-A step is planned in four parts:
+A step is planned in five parts:
     decode   sequences that miss one token, oldest first. They alone need new KV blocks; where none is free the
              youngest running sequence is preempted. So the oldest always goes on, and everybody comes to be the oldest.
     admit    waiting sequences in order of arrival: a state slot, a slot for each crop, blocks for all known tokens.
@@ -13,6 +13,8 @@ A step is planned in four parts:
              admitted in a step that preempts somebody
     encode   crops of running sequences (server.engine.encoding), before the rows of the same step need them
     prefill  running sequences in order of arrival share what the decode rows left of the token budget
+    draft    where few decode, and tokens and blocks are left over, guesses at their next ids are computed along
+             (server.engine.drafter). A decode row that draws the ids of its draft makes that many more known at once
 
 `schedule` hands out blocks and slots; what the step computes is booked by `update` when the runner has done it.
 docs/decisions/scheduling.md gives the reasons, with numbers.
@@ -25,6 +27,7 @@ from operator import attrgetter
 
 from model.step import Draw, EncodeWork, Sampled, SequenceRow, StateStart, StepBatch, StepOutput
 from server.engine.blocks import BlockPool
+from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
@@ -35,11 +38,12 @@ GROWTH_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class NewToken:
-    """One id that a step chose."""
+class NewTokens:
+    """The ids that a step chose for one sequence."""
 
     sequence: Sequence
-    sampled: Sampled
+    sampled: tuple[Sampled, ...]
+    """One, and as many more as its draft was right."""
     finish_reason: FinishReason | None
     """With a reason, the sequence has been removed."""
 
@@ -47,13 +51,21 @@ class NewToken:
 class Scheduler:
     """The sequences of the engine, waiting and running, and the KV blocks and state slots they hold."""
 
-    def __init__(self, limits: StepLimits, blocks: BlockPool, prefixes: PrefixCache, encoder: EncodePlanner) -> None:
+    def __init__(
+        self,
+        limits: StepLimits,
+        blocks: BlockPool,
+        prefixes: PrefixCache,
+        encoder: EncodePlanner,
+        drafter: Drafter,
+    ) -> None:
         self.num_preemptions = 0
         """Since the start."""
         self._limits = limits
         self._blocks = blocks
         self._prefixes = prefixes
         self._encoder = encoder
+        self._drafter = drafter
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         """Both in order of arrival, which a preempted sequence keeps."""
@@ -98,6 +110,7 @@ class Scheduler:
             assert not self._waiting
             assert not self._running
             return None
+        self._draft(decoding, self._limits.max_step_tokens - sum(end - one.num_computed for one, end in chunks))
         for sequence, _ in chunks:
             sequence.work_begins(now)
         return StepBatch(
@@ -106,20 +119,22 @@ class Scheduler:
             rows=tuple(self._row(sequence, end) for sequence, end in chunks),
         )
 
-    def update(self, batch: StepBatch, output: StepOutput, now: float) -> list[NewToken]:
+    def update(self, batch: StepBatch, output: StepOutput, now: float) -> list[NewTokens]:
         """Books what the runner has done; the new ids, in the order of the rows."""
         self._encoder.update(batch.encode)
         sequences = {sequence.state_slot: sequence for sequence in self._running}
         news = []
         for row, sampled in zip(batch.rows, output.sampled, strict=True):
             sequence = sequences[row.state_slot]
-            sequence.advance(len(row.token_ids))
+            new = _append(sequence, sampled, now)
+            num_accepted = max(0, len(new.sampled) - 1)
+            sequence.advance(len(row.token_ids) - len(sequence.draft) + num_accepted)
             self._prefixes.publish(sequence, row.start)
-            if sampled is None:
-                continue
-            finish_reason = sequence.append(sampled.token_id, now)
-            news.append(NewToken(sequence, sampled, finish_reason))
-            if finish_reason is not None:
+            if sequence.draft:
+                self._end_draft(sequence, num_accepted)
+            if new.sampled:
+                news.append(new)
+            if new.finish_reason is not None:
                 self._remove(sequence)
         return news
 
@@ -143,7 +158,7 @@ class Scheduler:
             assert all(sequence.status is status for sequence in queue)
         for sequence in self._live():
             sequence.check_invariants()
-            assert len(sequence.block_table) <= self._blocks.blocks_for(sequence.num_known)
+            assert len(sequence.block_table) <= self._blocks.blocks_for(sequence.num_known + len(sequence.draft))
         for sequence in self._running:
             assert len(sequence.block_table) >= self._blocks.blocks_for(sequence.num_known - 1)
             assert len(set(sequence.block_table)) == len(sequence.block_table)
@@ -153,6 +168,7 @@ class Scheduler:
         assert sorted([*self._free_state_slots, *state_slots]) == list(range(self._limits.num_state_slots))
         self._blocks.check_invariants()
         self._encoder.check_invariants(self._live())
+        self._drafter.check_invariants(self._live())
 
     def _live(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
@@ -256,6 +272,28 @@ class Scheduler:
                 is_worth_a_pass |= end < num_ready or end == sequence.num_known
         return chunks if is_worth_a_pass else []
 
+    def _draft(self, decoding: list[Sequence], num_spare_tokens: int) -> None:
+        """Lets sequences that decode try ids in this step, with tokens and blocks that nobody else wants in it."""
+        if len(decoding) > self._limits.max_draft_sequences:
+            return
+        room = min(num_spare_tokens, self._limits.max_step_draws - self.num_running)
+        for sequence in decoding:
+            num_known = sequence.num_known
+            num_places = (len(sequence.block_table) + self._blocks.num_free) * self._blocks.block_tokens
+            most = min(room, sequence.max_computed - num_known, num_places - num_known)
+            sequence.draft = self._drafter.propose(sequence, most)
+            room -= len(sequence.draft)
+            num_missing = self._blocks.blocks_for(num_known + len(sequence.draft)) - len(sequence.block_table)
+            sequence.block_table += self._blocks.allocate(num_missing)
+
+    def _end_draft(self, sequence: Sequence, num_accepted: int) -> None:
+        """The draft has been tried. Blocks taken for what was wrong in it go back: others may want them first."""
+        self._drafter.record(sequence, num_accepted)
+        sequence.draft = ()
+        num_blocks = self._blocks.blocks_for(sequence.num_known)
+        self._blocks.free(sequence.block_table[num_blocks:])
+        del sequence.block_table[num_blocks:]
+
     def _start(self, sequence: Sequence) -> StateStart:
         assert sequence.state_slot is not None
         return StateStart(sequence.state_slot, sequence.sampling, tuple(sequence.generated_ids))
@@ -266,11 +304,11 @@ class Scheduler:
         is_last = end == sequence.num_known
         return SequenceRow(
             state_slot=sequence.state_slot,
-            token_ids=sequence.ids(start, end),
+            token_ids=[*sequence.ids(start, end), *sequence.draft],
             start=start,
             block_table=tuple(sequence.block_table),
             crops=self._encoder.crop_rows(sequence, start, end),
-            draw=Draw(uniform(sequence.seed, len(sequence.generated_ids))) if is_last else None,
+            draw=_draws(sequence) if is_last else None,
         )
 
     def _remove(self, sequence: Sequence) -> None:
@@ -281,9 +319,25 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
         self._encoder.remove(sequence)
+        self._drafter.forget(sequence)
         sequence.leave(Status.FINISHED)
 
     def _free_places(self, sequence: Sequence) -> None:
         assert sequence.state_slot is not None
         self._free_state_slots.append(sequence.state_slot)
         self._blocks.free(sequence.block_table)
+
+
+def _draws(sequence: Sequence) -> Draw:
+    """The points for the next id and for one after each drafted one, each by its index in the answer."""
+    first = len(sequence.generated_ids)
+    return Draw(tuple(uniform(sequence.seed, first + place) for place in range(1 + len(sequence.draft))))
+
+
+def _append(sequence: Sequence, sampled: tuple[Sampled, ...], now: float) -> NewTokens:
+    """Makes drawn ids known, up to one that ends the sequence: what its draft brought beyond that does not count."""
+    for count, one in enumerate(sampled, start=1):
+        finish_reason = sequence.append(one.token_id, now)
+        if finish_reason is not None:
+            return NewTokens(sequence, sampled[:count], finish_reason)
+    return NewTokens(sequence, sampled, None)

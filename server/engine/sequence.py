@@ -67,6 +67,8 @@ class Sequence:
     """Of the full blocks of known tokens, as far as the prefix cache has needed them. Like ids they never change."""
     state_slot: int | None = None
     """Index of the sampling state in the runner while RUNNING."""
+    draft: tuple[int, ...] = ()
+    """Guesses at the next ids, computed by the step under way after the last known token; none between steps."""
     has_state: bool = False
     """The runner has begun that state: true from the first step after an admission."""
     crop_slots: tuple[int | None, ...] | None = None
@@ -108,7 +110,7 @@ class Sequence:
             self.scheduled = now
 
     def advance(self, num_tokens: int) -> None:
-        """A step has computed that many more known tokens."""
+        """A step has computed that many more tokens that are known now."""
         self.num_computed += num_tokens
         self.has_state = True
 
@@ -128,13 +130,14 @@ class Sequence:
         self.state_slot = None
         self.has_state = False
         self.block_table = []
+        self.draft = ()
         self.num_computed = 0
 
     def check_invariants(self) -> None:
         running = self.status is Status.RUNNING
         assert running == (self.state_slot is not None)
         assert running == bool(self.block_table)
-        assert running or not (self.num_computed or self.has_state)
+        assert running or not (self.num_computed or self.has_state or self.draft)
         assert self.num_computed < self.num_known
         assert self.crop_slots is None or len(self.crop_slots) == len(self.crops)
         assert self.crop_slots is not None or not running

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from model.step import StepBatch, StepOutput
 from server.engine.blocks import BlockPool
 from server.engine.channel import Stats
+from server.engine.drafter import Drafter
 from server.engine.prefix_cache import PrefixCache
-from server.engine.scheduler import NewToken, Scheduler
+from server.engine.scheduler import NewTokens, Scheduler
 from server.engine.vision_cache import VisionCache
 
 MemoryReader = Callable[[], tuple[int, int]]
@@ -34,23 +35,25 @@ class StatsRecorder:
         blocks: BlockPool,
         prefixes: PrefixCache,
         vision: VisionCache,
+        drafter: Drafter,
         read_memory: MemoryReader,
     ) -> None:
         self._scheduler = scheduler
         self._blocks = blocks
         self._prefixes = prefixes
         self._vision = vision
+        self._drafter = drafter
         self._read_memory = read_memory
         self._added = _Added()
         self._reported = self._totals()
         """As they were at the last snapshot."""
 
-    def record(self, batch: StepBatch, output: StepOutput, news: list[NewToken]) -> None:
+    def record(self, batch: StepBatch, output: StepOutput, news: list[NewTokens]) -> None:
         """One step that succeeded. A prompt counts when its first id comes, once, however often it was computed."""
         added = self._added
         added.steps += 1
-        added.generated_tokens += len(news)
-        firsts = (new.sequence for new in news if len(new.sequence.generated_ids) == 1)
+        added.generated_tokens += sum(len(new.sampled) for new in news)
+        firsts = (new.sequence for new in news if len(new.sequence.generated_ids) == 1)  # never by a draft
         added.prompt_tokens += sum(len(sequence.prompt_ids) for sequence in firsts)
         added.crops_encoded += sum(work.last_block == self._vision.num_vision_blocks for work in batch.encode)
         added.encode_s += output.encode_s
@@ -60,7 +63,7 @@ class StatsRecorder:
         added, self._added = self._added, _Added()
         before, self._reported = self._reported, self._totals()
         since = [now - then for now, then in zip(self._reported, before, strict=True)]
-        preemptions, prefix_queries, prefix_hits, crop_queries, crop_hits = since
+        preemptions, prefix_queries, prefix_hits, crop_queries, crop_hits, drafted, accepted = since
         memory_bytes, peak_memory_bytes = self._read_memory()
         return Stats(
             num_running=self._scheduler.num_running,
@@ -74,6 +77,8 @@ class StatsRecorder:
             generated_tokens=added.generated_tokens,
             prefix_query_tokens=prefix_queries,
             prefix_hit_tokens=prefix_hits,
+            drafted_tokens=drafted,
+            accepted_tokens=accepted,
             crops_encoded=added.crops_encoded,
             crop_queries=crop_queries,
             crop_hits=crop_hits,
@@ -82,10 +87,11 @@ class StatsRecorder:
             peak_memory_bytes=peak_memory_bytes,
         )
 
-    def _totals(self) -> tuple[int, int, int, int, int]:
+    def _totals(self) -> tuple[int, int, int, int, int, int, int]:
         prefixes, vision = self._prefixes, self._vision
         return (
             self._scheduler.num_preemptions,
             *(prefixes.num_queries, prefixes.num_hits),
             *(vision.num_queries, vision.num_hits),
+            *(self._drafter.num_drafted, self._drafter.num_accepted),
         )

@@ -133,6 +133,9 @@ def _step_limits(config: EngineConfig, info: RunnerInfo, num_queries: int, max_s
         max_step_vision_blocks=config.max_step_vision_blocks or blocks,
         max_idle_crops=_IDLE_CROPS_ON_CUDA if on_cuda else 1,
         crop_queries=num_queries,
+        max_step_draws=info.max_step_draws,
+        max_draft_tokens=config.max_draft_tokens,
+        max_draft_sequences=config.max_draft_sequences,
     )
 
 

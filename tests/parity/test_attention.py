@@ -50,7 +50,7 @@ class Sequences:
 
     def step(self, attend, cache, parts, max_group_keys):
         """Attention of the tokens [start, end) of each (sequence, start, end), as the sequences' own results."""
-        rows = [SequenceRow(i, [0] * (end - start), start, self.tables[i], (), Draw(0.0)) for i, start, end in parts]
+        rows = [SequenceRow(i, [0] * (end - start), start, self.tables[i], (), Draw((0.0,))) for i, start, end in parts]
         packed = pack_rows(rows, num_queries=64, max_group_keys=max_group_keys, device=CPU)
         lasts = packed.drawn_tokens.tolist()
         spans = [slice(last + 1 - (end - start), last + 1) for last, (_, start, end) in zip(lasts, parts, strict=True)]

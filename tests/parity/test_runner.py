@@ -8,7 +8,7 @@ from model.nn.attention.native import native_attention
 from model.nn.attention.reference import reference_attention
 from model.nn.quant import PanelWeight
 from model.runtime.checkpoint import list_checkpoint
-from model.step import SamplingParams, SequenceRow, StateStart, StepBatch
+from model.step import Draw, SamplingParams, SequenceRow, StateStart, StepBatch
 from tests.support.driver import GREEDY, Conversation, golden_crops, run
 from tests.support.golden import TINY_V1, TINY_V2, case_names, load_case
 from tests.support.kernels import with_and_without
@@ -121,6 +121,9 @@ def test_sequence_that_takes_a_used_state_slot_inherits_nothing():
         SequenceRow(0, (1499,), 0, (0,), (), None),
         SequenceRow(99, (1,), 0, (0,), (), None),
         SequenceRow(0, (), 0, (0,), (), None),
+        SequenceRow(0, (1, 2), 0, (0,), (), Draw((0.0,) * 3)),  # more draws than tokens
+        SequenceRow(0, (1, 2), 0, (0,), (), Draw(())),
+        SequenceRow(0, (1,) * 40, 0, (0, 1, 2), (), Draw((0.0,) * 40)),  # more than the plan has memory for
     ],
 )
 def test_row_that_points_outside_is_stopped_before_it_touches_anything(row):
@@ -130,6 +133,7 @@ def test_row_that_points_outside_is_stopped_before_it_touches_anything(row):
 
 def test_info_describes_what_was_built():
     info = tiny_runner(TINY_V2).info
+    assert (info.num_state_slots, info.max_step_draws) == (16, 16)
     assert (info.device, info.dtype, info.num_vision_blocks) == ("cpu", "fp32", 3)
     # 64 MiB, the size asked for: 2 x 3 layers x 4 heads x 64 numbers x 4 bytes x 16 tokens a block.
     assert info.num_kv_blocks == 64 * 2**20 // (2 * 3 * 4 * 64 * 4 * 16)

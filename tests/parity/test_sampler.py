@@ -149,6 +149,53 @@ def test_drawn_ids_count_for_the_next_draw():
     assert drawn == [2, 2, 2, 1, 0]
 
 
+DRAFTED = [
+    SamplingParams(),
+    SamplingParams(temperature=1.0, top_k=30, top_p=0.9, num_logprobs=2),
+    SamplingParams(repetition_penalty=1.5, presence_penalty=2.0, frequency_penalty=1.5, num_logprobs=0),
+    SamplingParams(temperature=1.5, frequency_penalty=3.0),
+]
+
+
+def drawn_one_by_one(params, scores, points):
+    sampler = make_sampler(params, generated_ids=(3, 3))
+    return [sampler.draw(scores[row : row + 1], [0], [points[row]])[0] for row in range(len(scores))]
+
+
+@pytest.mark.parametrize("num_right", range(5))
+def test_rows_after_guesses_draw_what_single_steps_draw_as_far_as_the_guesses_are_right(num_right):
+    """Four sequences with four guesses each, of which the first `num_right` are right, in one call."""
+    points = [0.3, 0.9, 0.5, 0.1, 0.7]
+    # Few scores stand out, so that penalties decide between them and ids come again.
+    scores = [torch.where(random_scores(rows=5, seed=seed).abs() < 9, 0.0, 12.0) for seed in range(4)]
+    wanted = [drawn_one_by_one(*one, points) for one in zip(DRAFTED, scores, strict=True)]
+    sampler = make_sampler(*DRAFTED, generated_ids=(3, 3))
+    guesses = []
+    for sequence in wanted:
+        ids = [one.token_id for one in sequence[:4]]
+        guesses += [None, *ids[:num_right], *(token_id + 1 for token_id in ids[num_right:])]
+    slots = [slot for slot in range(4) for _ in range(5)]
+    drawn = sampler.draw(torch.cat(scores), slots, points * 4, guesses)
+    for slot in range(4):
+        ours = drawn[5 * slot : 5 * slot + 5]
+        assert ours[: num_right + 1] == wanted[slot][: num_right + 1]
+        assert ours[num_right + 1 :] == [None] * (4 - num_right)
+    # What counts for the penalties of the next draw is what was drawn, and not what was guessed.
+    more = random_scores(rows=4, seed=9)
+    for slot, params in enumerate(DRAFTED):
+        before = (3, 3, *(one.token_id for one in wanted[slot][: num_right + 1]))
+        alone = make_sampler(params, generated_ids=before)
+        assert torch.equal(
+            sampler.penalised(more[slot : slot + 1], [slot]), alone.penalised(more[slot : slot + 1], [0])
+        )
+
+
+def test_a_guess_that_is_right_after_a_wrong_one_does_not_count():
+    scores = torch.tensor([[0.0, 5.0, 0.0]] * 4)
+    drawn = make_sampler(SamplingParams(), vocab_size=3).draw(scores, [0] * 4, [0.0] * 4, [None, 1, 2, 1])
+    assert [one and one.token_id for one in drawn] == [1, 1, None, None]
+
+
 def test_starting_a_slot_forgets_what_it_held():
     params = SamplingParams(presence_penalty=10.0)
     sampler = make_sampler(params, vocab_size=4, generated_ids=(3,))

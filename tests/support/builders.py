@@ -7,10 +7,11 @@ from typing import Any
 from model.step import Runner, RunnerInfo, SamplingParams, StepBatch
 from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
+from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
-from server.engine.scheduler import NewToken, Scheduler
+from server.engine.scheduler import NewTokens, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.vision_cache import VisionCache
 from tests.support.fake_runner import FakeRunner, digest, expected_ids, make_info
@@ -97,6 +98,9 @@ def make_limits(**changes: Any) -> StepLimits:
         "max_step_vision_blocks": 4,
         "max_idle_crops": 4,
         "crop_queries": CROP_QUERIES,
+        "max_step_draws": 64,
+        "max_draft_tokens": 0,
+        "max_draft_sequences": 4,
     }
     return StepLimits(**(sizes | changes))
 
@@ -110,12 +114,14 @@ class Engine:
     prefixes: PrefixCache
     vision: VisionCache
     encoder: EncodePlanner
+    drafter: Drafter
     runner: Runner
     arena: FakeArena = field(default_factory=FakeArena)
     now: float = 0.0
     """The clock: a step takes one second."""
     num_requests: int = 0
     batches: list[StepBatch] = field(default_factory=list)
+    news: list[NewTokens] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
 
     def submit(
@@ -158,7 +164,8 @@ class Engine:
             self.batches.append(batch)
         return batch
 
-    def book(self, news: list[NewToken]) -> None:
+    def book(self, news: list[NewTokens]) -> None:
+        self.news += news
         self.finished += [new.sequence for new in news if new.finish_reason is not None]
         self.settle()
 
@@ -197,14 +204,16 @@ def make_engine(
     blocks = BlockPool(info.num_kv_blocks, info.kv_block_tokens)
     vision = VisionCache(info.num_crop_slots, info.num_vision_blocks)
     arena = FakeArena()
-    step_limits = make_limits(**({"num_state_slots": info.num_state_slots} | limits))
+    sizes = {"num_state_slots": info.num_state_slots, "max_step_draws": info.max_step_draws}
+    step_limits = make_limits(**(sizes | limits))
     encoder = EncodePlanner(step_limits, vision, arena.read)
     prefixes = PrefixCache(blocks, crop_queries=step_limits.crop_queries, is_enabled=prefix_cache)
-    scheduler = Scheduler(step_limits, blocks, prefixes, encoder)
-    return Engine(scheduler, blocks, prefixes, vision, encoder, runner or FakeRunner(info), arena)
+    drafter = Drafter(max_tokens=step_limits.max_draft_tokens, crop_queries=step_limits.crop_queries)
+    scheduler = Scheduler(step_limits, blocks, prefixes, encoder, drafter)
+    return Engine(scheduler, blocks, prefixes, vision, encoder, drafter, runner or FakeRunner(info), arena)
 
 
-def expected_of(sequence: Sequence) -> list[int]:
+def expected_of(sequence: Sequence, vocab_size: int = 23) -> list[int]:
     """What the sequence generates when it runs alone and nothing goes wrong."""
     return expected_ids(
         sequence.prompt_ids,
@@ -217,4 +226,5 @@ def expected_of(sequence: Sequence) -> list[int]:
         seed=sequence.seed,
         max_tokens=sequence.max_tokens,
         eos_id=sequence.eos_id,
+        vocab_size=vocab_size,
     )

@@ -94,11 +94,10 @@ def run(runner: Runner, conversations: Iterable[Conversation]) -> list[list[Samp
         rows = tuple(_row(s, free_blocks, runner.info.kv_block_tokens) for s in ready)
         output = runner.run(StepBatch(starts=starts, encode=encode, rows=rows))
         for sequence, row, sampled in zip(ready, rows, output.sampled, strict=True):
-            assert (sampled is None) == (row.draw is None)
+            assert len(sampled) == (row.draw is not None)
             sequence.computed += len(row.token_ids)
-            if sampled is not None:
-                sequence.sampled.append(sampled)
-                sequence.known.append(sampled.token_id)
+            sequence.sampled += sampled
+            sequence.known += [one.token_id for one in sampled]
         step += 1
     return [sequence.sampled for sequence in running]
 
@@ -127,7 +126,8 @@ def _row(sequence: _Running, free_blocks: list[int], block_tokens: int) -> Seque
         sequence.table.append(free_blocks.pop())
     draw = None
     if end == len(sequence.known):
-        draw = Draw(sequence.conversation.uniforms[len(sequence.sampled)] if sequence.conversation.uniforms else 0.0)
+        uniforms = sequence.conversation.uniforms
+        draw = Draw((uniforms[len(sequence.sampled)] if uniforms else 0.0,))
     return SequenceRow(
         state_slot=sequence.state_slot,
         token_ids=sequence.known[start:end],

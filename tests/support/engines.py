@@ -76,6 +76,8 @@ def make_engine_config(**changes: Any) -> EngineConfig:
         "max_step_tokens": 512,
         "max_step_vision_blocks": None,
         "num_crop_slots": 16,
+        "max_draft_tokens": 7,
+        "max_draft_sequences": 4,
         "prefix_cache": True,
         "arena_bytes": 8 * 2**20,
         "log_level": "warning",

@@ -1,8 +1,9 @@
 """A runner without torch whose answers depend on everything the engine has to get right.
 
-Each computed token is written into a simulated KV cache under (block id, offset), and an id is drawn by hashing what
-the row's block table reads back there: a wrong block table, position, crop, skipped or doubled token, or a state that
-was not restored, changes the answer. `expected_ids` computes the same answer in one go, from the request alone.
+Each computed token, drafts included, is written into a simulated KV cache under (block id, offset), and an id is drawn
+by hashing what the row's block table reads back there: a wrong block table, position, crop, skipped or doubled token, a
+guess that was wrong and stayed, or a state that was not restored, changes the answer. A small `vocab_size` makes texts
+that repeat themselves. `expected_ids` computes the same answer in one go, from the request alone.
 """
 
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ def make_info(
     kv_block_tokens: int = 4,
     num_crop_slots: int = 8,
     num_state_slots: int = 4,
+    max_step_draws: int = 64,
     num_vision_blocks: int = 4,
 ) -> RunnerInfo:
     return RunnerInfo(
@@ -28,6 +30,7 @@ def make_info(
         kv_block_tokens=kv_block_tokens,
         num_crop_slots=num_crop_slots,
         num_state_slots=num_state_slots,
+        max_step_draws=max_step_draws,
         num_vision_blocks=num_vision_blocks,
         device="fake",
         dtype="fp32",
@@ -56,6 +59,7 @@ class FakeRunner:
         for start in batch.starts:
             self._states[start.state_slot] = (start.sampling, list(start.generated_ids))
         num_blocks = sum(self._encode(work) for work in batch.encode)
+        assert sum(len(row.draw.uniforms) for row in batch.rows if row.draw) <= self.info.max_step_draws
         for row in batch.rows:
             self._write(row)
         return StepOutput(tuple(map(self._draw, batch.rows)), encode_s=num_blocks * ENCODE_BLOCK_S)
@@ -79,14 +83,20 @@ class FakeRunner:
         for position, cell in enumerate(inputs, row.start):
             self._kv[self._place(row, position)] = b"%d:%s" % (position, cell)
 
-    def _draw(self, row: SequenceRow) -> Sampled | None:
+    def _draw(self, row: SequenceRow) -> tuple[Sampled, ...]:
         if row.draw is None:
-            return None
+            return ()
         sampling, generated = self._states[row.state_slot]
         cells = [self._kv[self._place(row, position)] for position in range(row.start + len(row.token_ids))]
-        sampled = choose(cells, generated, sampling, row.draw.uniform, self._vocab_size)
-        generated.append(sampled.token_id)
-        return sampled
+        num_known = len(cells) - row.draw.num_drafted
+        draft = row.token_ids[len(row.token_ids) - row.draw.num_drafted :]
+        drawn: list[Sampled] = []
+        for count, point in enumerate(row.draw.uniforms):
+            drawn.append(choose(cells[: num_known + count], generated, sampling, point, self._vocab_size))
+            generated.append(drawn[-1].token_id)
+            if [one.token_id for one in drawn] != list(draft[: count + 1]):
+                break
+        return tuple(drawn)
 
     def _place(self, row: SequenceRow, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self.info.kv_block_tokens)

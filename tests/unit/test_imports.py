@@ -66,9 +66,11 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "schedule": (
         (
             "server.engine.blocks",
+            "server.engine.drafter",
             "server.engine.encoding",
             "server.engine.limits",
             "server.engine.loop",
+            "server.engine.ngrams",
             "server.engine.prefix_cache",
             "server.engine.scheduler",
             "server.engine.sequence",

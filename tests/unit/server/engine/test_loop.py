@@ -38,8 +38,8 @@ class Inbox:
 class FlakyRunner(FakeRunner):
     """Fails in the steps whose numbers are in `failures`."""
 
-    def __init__(self, world, info):
-        super().__init__(info)
+    def __init__(self, world, info, vocab_size):
+        super().__init__(info, vocab_size=vocab_size)
         self.failures = set()
         self.num_steps = 0
         self._world = world
@@ -56,12 +56,12 @@ class FlakyRunner(FakeRunner):
 class World:
     """An engine loop and everything around it."""
 
-    def __init__(self, *, num_heartbeats=0, info=None, prefix_cache=True, **limits):
+    def __init__(self, *, num_heartbeats=0, info=None, vocab_size=23, prefix_cache=True, **limits):
         self.now = 100.0
         self.arena = FakeArena()
         self.updates = []
         self.inbox = Inbox(self, num_heartbeats)
-        self.runner = FlakyRunner(self, info or make_info())
+        self.runner = FlakyRunner(self, info or make_info(), vocab_size)
         self.on_update = lambda update: None
         """Called with each update: what the API process does meanwhile."""
         self.memory = (1000, 2000)
@@ -152,6 +152,17 @@ def test_sampling_and_log_probabilities_pass_unchanged():
     assert world.ids() == expected(request)
     (token,) = world.tokens[0].tokens
     assert (token.logprob, token.top) == (-0.5, [(token.token_id, -0.5), ((token.token_id + 1) % 23, -1.5)])
+
+
+def test_ids_that_a_draft_brought_come_together():
+    world = World(vocab_size=1, max_draft_tokens=7)
+    world.submit(max_tokens=20, sampling=Sampling(0.0, 1.0, None, 1.0, 0.0, 0.0, 1))
+    world.run()
+    assert [len(tokens.tokens) for tokens in world.tokens] == [1, 1, 1, 4, 7, 6]
+    assert all(token.logprob == -0.5 for tokens in world.tokens for token in tokens.tokens)
+    assert [tokens.finish_reason for tokens in world.tokens] == [None] * 5 + ["length"]
+    assert (world.total("steps"), world.total("generated_tokens"), world.total("prompt_tokens")) == (6, 20, 3)
+    assert (world.total("drafted_tokens"), world.total("accepted_tokens")) == (3 + 6 + 5, 14)
 
 
 def test_each_seed_is_a_choice_of_its_own():

@@ -34,7 +34,7 @@ class TestCatchingUp:
         assert batch.starts == (StateStart(3, sampling, ()),)
         assert batch.encode == ()
         (row,) = batch.rows
-        assert row == SequenceRow(3, [3, 4, 5, 6, 7], 0, row.block_table, (), Draw(uniform(11, 0)))
+        assert row == SequenceRow(3, [3, 4, 5, 6, 7], 0, row.block_table, (), Draw((uniform(11, 0),)))
         assert len(row.block_table) == 2
 
     def test_each_further_step_computes_the_newest_id_and_draws_the_next(self):
@@ -45,7 +45,7 @@ class TestCatchingUp:
         assert [row.token_ids for batch in engine.batches[1:] for row in batch.rows] == [
             [token_id] for token_id in sequence.generated_ids[:2]
         ]
-        assert [batch.rows[0].draw for batch in engine.batches] == [Draw(uniform(11, index)) for index in range(3)]
+        assert [batch.rows[0].draw for batch in engine.batches] == [Draw((uniform(11, index),)) for index in range(3)]
         assert [len(batch.starts) for batch in engine.batches] == [1, 0, 0]
         assert_all_as_alone(engine, sequence)
 
@@ -118,6 +118,7 @@ class TestEnds:
         news = engine.scheduler.update(batch, output, now=5.0)
         assert [(new.sequence, new.finish_reason) for new in news] == [(first, None), (second, "length")]
         assert [new.sampled for new in news] == list(output.sampled)
+        assert [len(new.sampled) for new in news] == [1, 1]
         assert (first.scheduled, first.first_token) == (0.0, 5.0)
         assert second.status is Status.FINISHED
 

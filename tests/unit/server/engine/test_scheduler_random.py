@@ -10,9 +10,9 @@ from model.step import SamplingParams
 from server.engine import scheduler as scheduler_module
 from server.engine.sequence import Status
 from tests.support.builders import CROP_QUERIES, expected_of, make_engine
-from tests.support.fake_runner import make_info
+from tests.support.fake_runner import FakeRunner, make_info
 
-MAX_PROMPT, MAX_TOKENS, MAX_CROPS = 20, 12, 3
+MAX_PROMPT, MAX_TOKENS, MAX_CROPS = 20, 16, 3
 NUM_VISION_BLOCKS = 4
 
 SAMPLINGS = st.sampled_from(
@@ -51,6 +51,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_idle_crops=st.integers(1, 3),
         growth_tokens=st.sampled_from([0, 2, 32]),
         prefix_cache=st.sampled_from([True, True, True, False]),
+        vocab_size=st.sampled_from([1, 2, 3, 23]),
+        max_draft_tokens=st.sampled_from([0, 1, 3, 7]),
+        max_draft_sequences=st.integers(1, 5),
+        num_spare_draws=st.integers(0, 12),
     )
     def build(
         self,
@@ -63,6 +67,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_idle_crops,
         growth_tokens,
         prefix_cache,
+        vocab_size,
+        max_draft_tokens,
+        max_draft_sequences,
+        num_spare_draws,
     ):
         # The default would hide most preemptions in pools as small as these.
         self.growth = mock.patch.object(scheduler_module, "GROWTH_TOKENS", growth_tokens)
@@ -72,16 +80,22 @@ class SchedulerMachine(RuleBasedStateMachine):
             kv_block_tokens=kv_block_tokens,
             num_crop_slots=num_crop_slots,
             num_state_slots=num_state_slots,
+            max_step_draws=num_state_slots + num_spare_draws,
             num_vision_blocks=NUM_VISION_BLOCKS,
         )
+        self.vocab_size = vocab_size
+        self.max_draft_tokens, self.max_draft_sequences = max_draft_tokens, max_draft_sequences
         self.max_step_tokens = num_state_slots + num_spare_tokens
         self.max_blocks = {True: max_step_vision_blocks, False: max_idle_crops * NUM_VISION_BLOCKS}
         self.engine = make_engine(
             info,
+            runner=FakeRunner(info, vocab_size=vocab_size),
             max_step_tokens=self.max_step_tokens,
             max_step_vision_blocks=max_step_vision_blocks,
             max_idle_crops=max_idle_crops,
             prefix_cache=prefix_cache,
+            max_draft_tokens=max_draft_tokens,
+            max_draft_sequences=max_draft_sequences,
         )
 
     @rule(
@@ -152,9 +166,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = self.engine.step()
         if batch is None:
             return
-        progressed = [sequence for sequence in decoding if sequence.num_known == known[sequence] + 1]
+        progressed = [sequence for sequence in decoding if sequence.num_known > known[sequence]]
         preempted = [sequence for sequence in decoding if sequence not in progressed]
-        assert all(len(row.token_ids) == 1 for row in batch.rows[: len(progressed)])
+        num_drafted = [len(row.token_ids) - 1 for row in batch.rows[: len(progressed)]]
+        assert max(num_drafted, default=0) <= self.max_draft_tokens
+        assert not any(num_drafted) or len(progressed) <= self.max_draft_sequences
         # Who decodes gets an id from every step; only the youngest lose their place, and only to older ones.
         assert len(preempted) <= self.engine.scheduler.num_preemptions - num_preemptions
         if preempted:
@@ -192,9 +208,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.growth.stop()
         assert set(self.engine.finished) == set(self.sequences) - self.lost
         for sequence in self.engine.finished:
-            assert sequence.generated_ids == expected_of(sequence)
+            assert sequence.generated_ids == expected_of(sequence, self.vocab_size)
         for sequence in self.lost:  # cut short, but not wrong
-            assert expected_of(sequence)[: len(sequence.generated_ids)] == sequence.generated_ids
+            assert expected_of(sequence, self.vocab_size)[: len(sequence.generated_ids)] == sequence.generated_ids
         self.engine.assert_empty()
 
 
