@@ -72,7 +72,8 @@ def simulate(*, kv_tokens: int, step_vision_blocks: int, interval_s: float) -> O
     encoder = EncodePlanner(limits, VisionCache(256, TOWER_BLOCKS), lambda _offset, _size: memoryview(b""))
     blocks = BlockPool(kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS)
     prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=False)  # all prompts differ
-    scheduler = Scheduler(limits, blocks, prefixes, encoder, Drafter(max_tokens=0, crop_queries=64))
+    drafter = Drafter(max_tokens=0, crop_queries=64, keeps_answers=False)
+    scheduler = Scheduler(limits, blocks, prefixes, encoder, drafter)
     requests = make_requests(interval_s)
     lengths = {sequence.request_id: length for sequence, length in requests}
     last_s: dict[int, float] = {}

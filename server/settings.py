@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     image_buffer_memory: Bytes = Field(
         128 * 2**20, ge=8 * 2**20, description="shared memory for pixels on their way to the engine"
     )
-    prefix_cache: bool = Field(True, description="keep computed prompts and answers for requests that begin alike")
+    prefix_cache: bool = Field(True, description="keep computed prompts and answers for later requests that are alike")
     max_draft_tokens: int = Field(
         7, ge=0, le=15, description="ids guessed ahead for a sequence where its text repeats itself; 0 guesses nothing"
     )

@@ -1,4 +1,4 @@
-"""Guesses at the next ids of sequences that decode, from what their texts repeat, and whether they are worth it.
+"""Guesses at the next ids of sequences that decode, from texts that repeat themselves, and whether they are worth it.
 
 A step that computes a few guessed ids more takes little longer, and each one that is right saves a step. What is drawn
 never depends on a guess (`model.step.Draw`). docs/decisions/speculation.md gives the reasons, with numbers.
@@ -7,6 +7,7 @@ never depends on a guess (`model.step.Draw`). docs/decisions/speculation.md give
 from dataclasses import dataclass, field
 
 from server.engine.ngrams import NgramIndex
+from server.engine.past_answers import PastAnswers
 from server.engine.sequence import Sequence
 
 FIRST_DRAFT = 3
@@ -62,11 +63,12 @@ class _Memory:
 class Drafter:
     """The drafts of all sequences, and how often they were right."""
 
-    def __init__(self, *, max_tokens: int, crop_queries: int) -> None:
+    def __init__(self, *, max_tokens: int, crop_queries: int, keeps_answers: bool) -> None:
         """
         Args:
             max_tokens: ids of a draft at most; 0 guesses nothing.
             crop_queries: positions in the prompt that a crop's vectors take.
+            keeps_answers: whether answers that have ended are guesses at those about the same pictures or prompt.
         """
         self.num_drafted = 0
         """Ids that were guessed, since the start."""
@@ -75,6 +77,7 @@ class Drafter:
         self._max_tokens = max_tokens
         self._crop_queries = crop_queries
         self._memories: dict[Sequence, _Memory] = {}
+        self._past = PastAnswers(crop_queries) if keeps_answers and max_tokens else None
 
     def propose(self, sequence: Sequence, max_tokens: int) -> tuple[int, ...]:
         """Ids that may come next in a sequence that decodes, at most `max_tokens`; often none."""
@@ -97,8 +100,10 @@ class Drafter:
         self._memories[sequence].pace.record(num_drafted, num_accepted, len(sequence.generated_ids))
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence has ended."""
+        """The sequence has ended, wherever in its answer."""
         self._memories.pop(sequence, None)
+        if self._past is not None:
+            self._past.keep(sequence)
 
     def check_invariants(self, live: list[Sequence]) -> None:
         """Only live sequences are remembered."""
@@ -107,10 +112,15 @@ class Drafter:
             assert 1 <= memory.pace.length <= self._max_tokens
             assert memory.num_indexed <= len(sequence.generated_ids)
             memory.index.check_invariants()
+        if self._past is not None:
+            self._past.check_invariants()
 
     def _remember(self, sequence: Sequence) -> _Memory:
-        """The text of the prompt goes into a new index; pictures are gaps in it, since all their ids are the same."""
+        """Past answers and the prompt go into a new index. Pictures are gaps in it: their ids are all the same."""
         memory = _Memory(Pace(self._max_tokens, min(FIRST_DRAFT, self._max_tokens)))
+        for answer in () if self._past is None else self._past.find(sequence):
+            memory.index.extend(answer)
+            memory.index.add_gap()
         start = 0
         for crop in sequence.crops:
             memory.index.extend(sequence.prompt_ids[start : crop.start])

@@ -50,7 +50,8 @@ class EngineLoop:
             inbox: decoded commands, filled by another thread.
             publish: sends an update; called from this thread only.
             limits: work in one step.
-            prefix_cache: whether sequences start with the KV blocks of earlier ones that began alike.
+            prefix_cache: whether anything of a request is kept for later ones: KV blocks for those that begin alike,
+                answers for drafts.
             clock: monotonic seconds.
             read_memory: bytes in use now and at the peak.
         """
@@ -62,7 +63,9 @@ class EngineLoop:
         self._clock = clock
         self._encoder = EncodePlanner(limits, vision, read_pixels)
         prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=prefix_cache)
-        drafter = Drafter(max_tokens=limits.max_draft_tokens, crop_queries=limits.crop_queries)
+        drafter = Drafter(
+            max_tokens=limits.max_draft_tokens, crop_queries=limits.crop_queries, keeps_answers=prefix_cache
+        )
         self._scheduler = Scheduler(limits, blocks, prefixes, self._encoder, drafter)
         self._stats = StatsRecorder(self._scheduler, blocks, prefixes, vision, drafter, read_memory)
         self._stats_due = clock()

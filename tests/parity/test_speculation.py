@@ -134,3 +134,28 @@ def test_choices_chunks_and_preemptions(
         assert (engine.scheduler.num_preemptions > 0) == ("short" in kind)
         assert (engine.drafter.num_accepted > 0) == ("drafting" in kind)
         assert_equal(answers[kind], answers["plain"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_question_asked_again(way: str) -> None:
+    """The first answer is the guess at the second one, which is drawn with the same points."""
+    engine = engine_over(TINY_V2, max_draft_tokens=7)
+    for _ in range(2):
+        num_steps = len(engine.batches)
+        ask(engine, "small_rgb", WAYS[way], seed=5)
+        answers = answers_of(engine)
+    # The first id comes with the prompt; 39 follow in drafts of 3, 6 and 7 ids, each with one id more.
+    assert len(engine.batches) - num_steps == 1 + 6
+    assert engine.drafter.num_accepted >= 39 - 6
+    assert_equal({(0, 0): answers[1, 0]}, {(0, 0): answers[0, 0]})
+
+
+def test_a_text_that_repeats_itself() -> None:
+    answers = []
+    for max_draft_tokens in (0, 7):
+        engine = engine_over(TINY_V1, max_draft_tokens=max_draft_tokens)
+        ask(engine, "v1_grey_small", GREEDY, max_tokens=80)
+        answers.append(answers_of(engine))
+    assert_equal(answers[1], answers[0])
+    assert engine.drafter.num_accepted > 0
+    assert len(engine.batches) == 80 - engine.drafter.num_accepted

@@ -208,7 +208,9 @@ def make_engine(
     step_limits = make_limits(**(sizes | limits))
     encoder = EncodePlanner(step_limits, vision, arena.read)
     prefixes = PrefixCache(blocks, crop_queries=step_limits.crop_queries, is_enabled=prefix_cache)
-    drafter = Drafter(max_tokens=step_limits.max_draft_tokens, crop_queries=step_limits.crop_queries)
+    drafter = Drafter(
+        max_tokens=step_limits.max_draft_tokens, crop_queries=step_limits.crop_queries, keeps_answers=prefix_cache
+    )
     scheduler = Scheduler(step_limits, blocks, prefixes, encoder, drafter)
     return Engine(scheduler, blocks, prefixes, vision, encoder, drafter, runner or FakeRunner(info), arena)
 

@@ -71,6 +71,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.limits",
             "server.engine.loop",
             "server.engine.ngrams",
+            "server.engine.past_answers",
             "server.engine.prefix_cache",
             "server.engine.scheduler",
             "server.engine.sequence",

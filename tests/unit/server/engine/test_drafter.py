@@ -9,7 +9,7 @@ PLACEHOLDER = 0
 
 
 def make_drafter(max_tokens=7):
-    return Drafter(max_tokens=max_tokens, crop_queries=CROP_QUERIES)
+    return Drafter(max_tokens=max_tokens, crop_queries=CROP_QUERIES, keeps_answers=False)
 
 
 def decoding(prompt_ids, generated_ids=(), *, crops=()):
