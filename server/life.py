@@ -11,6 +11,7 @@ from typing import Protocol
 from server.api.admission import Admission
 from server.api.app import create_app
 from server.api.auth import KeyRing
+from server.api.remote_images import RemoteImages
 from server.engine.client import Engine
 from server.listener import http_server, url_of
 from server.metrics import Metrics
@@ -53,7 +54,14 @@ class ServerLife:
         self._engine = engine
         self._announce = announce
         self._admission = Admission(engine, max_requests=settings.max_requests)
-        app = create_app(settings, engine, admission=self._admission, metrics=metrics, keys=keys)
+        app = create_app(
+            settings,
+            engine,
+            admission=self._admission,
+            metrics=metrics,
+            keys=keys,
+            remote_images=RemoteImages(settings, metrics),
+        )
         self._http = http_server(app, header_timeout_s=settings.client_timeout_s)
         self._told_to_stop = asyncio.Event()
 

@@ -30,6 +30,8 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     root.setLevel(level.upper())
     # uvicorn tells of its start and of each connection at INFO; the request line of `server.api` says it better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # At DEBUG it logs headers, and those of redirects hold URLs with all their tokens.
+    logging.getLogger("httpcore2").setLevel(logging.WARNING)
 
 
 def with_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,14 @@ class Metrics:
 
     # From the HTTP layer
 
+    def on_image_fetch(self, elapsed_s: float) -> None:
+        """A remote picture has come, redirects included."""
+        self.image_fetch_s.observe(elapsed_s)
+
+    def on_image_fetch_failed(self, reason: str) -> None:
+        """A remote picture was not fetched, or is none: a reason of `server.fetch.refusal`, or "busy", or "image"."""
+        self.image_fetch_failures.labels(reason).inc()
+
     def on_http(self, *, route: str | None, method: str, status: int) -> None:
         """One HTTP exchange ended. `route` is the template that matched, None where none did."""
         self.http_requests.labels(route or "other", method if method in _METHODS else "other", str(status)).inc()
@@ -203,6 +211,10 @@ class Metrics:
         self.request_generation_tokens = self._histogram("request_generation_tokens", "Tokens of a choice.", _TOKENS)
 
     def _image_metrics(self) -> None:
+        self.image_fetch_s = self._histogram("image_fetch_seconds", "Remote pictures that came.", _IMAGE_S)
+        self.image_fetch_failures = self._counter(
+            "image_fetch_failures_total", "Remote pictures that were refused, did not come, or are none.", ["reason"]
+        )
         self.image_decode_s = self._histogram("image_decode_seconds", "Picture file to pixels.", _IMAGE_S)
         self.image_slice_s = self._histogram("image_slice_seconds", "Pixels to crops.", _IMAGE_S)
         self.image_crops = self._histogram("image_crops", "Crops of a picture.", _CROPS)

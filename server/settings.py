@@ -22,6 +22,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from server.web_url import HostList, InvalidUrl
+
 ENV_PREFIX = "MINICPMV_"
 DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
 
@@ -127,7 +129,9 @@ class Settings(BaseSettings):
 
     # What a request may cost
     max_requests: int = Field(256, ge=1, description="requests in the house, waiting and running; more get a 429")
-    max_body_bytes: Bytes = Field(32 * 2**20, ge=1024, description="request body")
+    max_body_bytes: Bytes = Field(
+        32 * 2**20, ge=1024, description="request body; also the remote pictures of a request together"
+    )
     client_timeout_s: float = Field(
         60.0,
         gt=0,
@@ -142,6 +146,25 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, ge=1, le=178_956_970, description="width x height of one picture")
     max_image_side: int = Field(20_000, ge=1, description="longer side of a picture in pixels")
     max_image_aspect: float = Field(400.0, ge=1, description="longer side over shorter side")
+
+    # Pictures by https: and http: URL (docs/remote-pictures.md)
+    remote_images: Literal["off", "listed", "open"] = Field(
+        "off",
+        description="fetch pictures by https: and http: URL: not, from remote_image_hosts, or from any public host",
+    )
+    remote_image_hosts: tuple[str, ...] = Field(
+        (), description='hosts that listed allows, as a JSON list: ["example.com", "*.example.com"]'
+    )
+    # Clients wait for it before their first token; a picture of the largest size needs 17 Mbit/s to come in time.
+    remote_image_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=300,
+        description="seconds for one remote picture, from name to last byte; also to wait for a place",
+    )
+    max_remote_redirects: int = Field(3, ge=0, le=3, description="redirects of a remote picture")
+    # Bounds connections and files half received: 16 of the largest size are 320 MiB.
+    max_remote_fetches: int = Field(16, ge=1, le=1024, description="remote pictures fetched at once, of all requests")
 
     # What a request that says nothing gets
     sampling_defaults: Literal["vendor", "openai"] = Field("vendor", description="whose sampling defaults apply")
@@ -158,6 +181,22 @@ class Settings(BaseSettings):
         if any(not key.get_secret_value().strip() for key in keys):
             raise ValueError("an API key is empty")
         return keys
+
+    @field_validator("remote_image_hosts")
+    @classmethod
+    def _hosts_are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            try:
+                HostList([host])
+            except InvalidUrl as err:
+                raise ValueError(f"{host!r} is not a host; write example.com or *.example.com") from err
+        return hosts
+
+    @model_validator(mode="after")
+    def _hosts_are_given_where_they_count(self) -> "Settings":
+        if (self.remote_images == "listed") != bool(self.remote_image_hosts):
+            raise ValueError("remote_images listed and remote_image_hosts are given together or not at all")
+        return self
 
     @model_validator(mode="after")
     def _every_sequence_can_decode_in_a_step(self) -> "Settings":

@@ -11,13 +11,22 @@ from server.api.context import RequestContext
 from server.api.errors import on_http_exception
 from server.api.health import health_router
 from server.api.models import models_router
+from server.api.remote_images import RemoteImages
 from server.engine.client import Engine
 from server.metrics import Metrics
 from server.settings import Settings
 from server.version import VERSION
 
 
-def create_app(settings: Settings, engine: Engine, *, admission: Admission, metrics: Metrics, keys: KeyRing) -> FastAPI:
+def create_app(
+    settings: Settings,
+    engine: Engine,
+    *,
+    admission: Admission,
+    metrics: Metrics,
+    keys: KeyRing,
+    remote_images: RemoteImages,
+) -> FastAPI:
     """The ASGI application.
 
     A failure of any kind travels up to `RequestContext`, which renders it; the router's own exceptions are rendered
@@ -32,7 +41,9 @@ def create_app(settings: Settings, engine: Engine, *, admission: Admission, metr
         middleware=[Middleware(RequestContext, metrics=metrics), Middleware(ApiKeys, keys=keys)],
         exception_handlers={HTTPException: on_http_exception},
     )
-    app.include_router(chat_router(settings=settings, engine=engine, admission=admission, metrics=metrics))
+    app.include_router(
+        chat_router(settings=settings, engine=engine, admission=admission, metrics=metrics, remote_images=remote_images)
+    )
     app.include_router(models_router(engine))
     app.include_router(health_router(engine=engine, admission=admission, metrics=metrics))
     return app

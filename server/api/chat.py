@@ -10,16 +10,17 @@ from pydantic import ValidationError
 
 from server.api.admission import Admission
 from server.api.connection import read_json_body, while_connected
-from server.api.convert import to_generation_request
+from server.api.convert import read_pictures, to_generation_request
 from server.api.errors import invalid_body, json_response
 from server.api.protocol import ChatCompletionRequest
 from server.api.record import RequestRecord
+from server.api.remote_images import RemoteImages
 from server.api.render import Reply, stream_frames, whole_completion
 from server.api.sse import EventStream
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
-from server.request import GenerationRequest, ModelInfo, TokenEvent
+from server.request import ImageInput, ModelInfo, TokenEvent
 from server.settings import Settings
 from server.version import VERSION
 
@@ -27,7 +28,9 @@ _INLINE_BYTES = 64 * 1024
 """Bodies up to this are parsed on the event loop, in well under a millisecond; larger ones in a thread."""
 
 
-def chat_router(*, settings: Settings, engine: Engine, admission: Admission, metrics: Metrics) -> APIRouter:
+def chat_router(
+    *, settings: Settings, engine: Engine, admission: Admission, metrics: Metrics, remote_images: RemoteImages
+) -> APIRouter:
     router = APIRouter()
 
     async def permit() -> AsyncIterator[None]:
@@ -38,7 +41,7 @@ def chat_router(*, settings: Settings, engine: Engine, admission: Admission, met
     async def begin(http: Request) -> tuple[Reply, AsyncGenerator[TokenEvent, None]]:
         """Up to the engine's door. Body, pictures and pixels, many megabytes, are let go before the answer begins."""
         body = await read_json_body(http, max_bytes=settings.max_body_bytes, timeout_s=settings.client_timeout_s)
-        wire, prepared = await while_connected(http.receive, _prepare(body, engine, settings))
+        wire, prepared = await while_connected(http.receive, _prepare(body, engine, settings, remote_images))
         reply = _reply(wire, prepared, engine.model)
         record = RequestRecord(
             metrics,
@@ -66,24 +69,30 @@ def chat_router(*, settings: Settings, engine: Engine, admission: Admission, met
 
 
 async def _prepare(
-    body: bytearray, engine: Engine, settings: Settings
+    body: bytearray, engine: Engine, settings: Settings, remote_images: RemoteImages
 ) -> tuple[ChatCompletionRequest, PreparedRequest]:
     model = engine.model
     if len(body) <= _INLINE_BYTES:
-        wire, request = _parse(body, model, settings)
+        wire, pictures, urls = _parse(body, model, settings)
     else:
-        wire, request = await asyncio.to_thread(_parse, body, model, settings)
+        wire, pictures, urls = await asyncio.to_thread(_parse, body, model, settings)
+    if urls:
+        # After all that costs nothing: whatever is wrong with the request itself is settled by now.
+        pictures |= await remote_images.fetch(urls)
+    request_id = f"chatcmpl-{uuid.uuid4().hex}"
+    request = to_generation_request(wire, pictures, request_id=request_id, model=model)
     return wire, await engine.prepare(request)
 
 
-def _parse(body: bytearray, model: ModelInfo, settings: Settings) -> tuple[ChatCompletionRequest, GenerationRequest]:
+def _parse(
+    body: bytearray, model: ModelInfo, settings: Settings
+) -> tuple[ChatCompletionRequest, dict[str, ImageInput], dict[str, str]]:
     try:
         # Not the bytearray itself, which takes pydantic five times as long.
         wire = ChatCompletionRequest.model_validate_json(bytes(body), context=settings)
     except ValidationError as err:
         raise invalid_body(err) from err
-    request_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return wire, to_generation_request(wire, request_id=request_id, model=model, settings=settings)
+    return wire, *read_pictures(wire, model=model, settings=settings)
 
 
 def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelInfo) -> Reply:

@@ -1,10 +1,10 @@
 """Pure functions from a validated wire request to a GenerationRequest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from server.api.images import image_limits, read_image
+from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
     LIMIT_EXCEEDED,
     UNSUPPORTED_VALUE,
@@ -22,10 +22,13 @@ from server.settings import Settings
 _WireMessage = SystemMessage | UserMessage | AssistantMessage
 
 
-def to_generation_request(
-    wire: ChatCompletionRequest, *, request_id: str, model: ModelInfo, settings: Settings
-) -> GenerationRequest:
-    """The request in the engine's words. Decodes base64 text: run it off the event loop where pictures are large.
+def read_pictures(
+    wire: ChatCompletionRequest, *, model: ModelInfo, settings: Settings
+) -> tuple[dict[str, ImageInput], dict[str, str]]:
+    """The pictures that came with the request, and the URLs of those that are elsewhere, by the paths of their fields.
+
+    What makes the request impossible whatever its pictures are is found first. Decodes base64 text: run it off the
+    event loop where pictures are large.
 
     Raises:
         NotFound: the request names another model.
@@ -39,9 +42,24 @@ def to_generation_request(
             code="model_not_found",
         )
     _check_pictures(wire.messages, settings.max_images)
+    urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
+    remote = {param: url for param, url in urls.items() if is_remote(url)}
+    limits = image_limits(settings)
+    local = {param: read_image(url, limits, param=param) for param, url in urls.items() if param not in remote}
+    return local, remote
+
+
+def to_generation_request(
+    wire: ChatCompletionRequest, pictures: Mapping[str, ImageInput], *, request_id: str, model: ModelInfo
+) -> GenerationRequest:
+    """The request in the engine's words.
+
+    Args:
+        pictures: all of the request, by the paths of their fields.
+    """
     return GenerationRequest(
         request_id=request_id,
-        messages=fold_system_text(wire.messages, settings),
+        messages=fold_system_text(wire.messages, pictures),
         sampling=replace(model.default_sampling, **_given_sampling(wire)),
         max_tokens=wire.max_tokens if wire.max_tokens is not None else wire.max_completion_tokens,
         seed=wire.seed,
@@ -51,7 +69,7 @@ def to_generation_request(
     )
 
 
-def fold_system_text(messages: Sequence[_WireMessage], settings: Settings) -> tuple[Message, ...]:
+def fold_system_text(messages: Sequence[_WireMessage], pictures: Mapping[str, ImageInput]) -> tuple[Message, ...]:
     """The turns of the conversation. The model knows no system turn: such text goes in front of the first user turn.
 
     All system and developer messages, wherever they stand, are joined by newlines, and so are they and the user's
@@ -59,7 +77,11 @@ def fold_system_text(messages: Sequence[_WireMessage], settings: Settings) -> tu
     """
     system = [_text(message) for message in messages if isinstance(message, SystemMessage)]
     turns = [
-        Message(role=message.role, text=_text(message), images=_images(message, number, settings))
+        Message(
+            role=message.role,
+            text=_text(message),
+            images=tuple(pictures[param] for param, _ in _urls(message, number)),
+        )
         for number, message in enumerate(messages)
         if not isinstance(message, SystemMessage)
     ]
@@ -96,13 +118,13 @@ def _text(message: _WireMessage) -> str:
     return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
-def _images(message: _WireMessage, number: int, settings: Settings) -> tuple[ImageInput, ...]:
-    limits = image_limits(settings)
-    return tuple(
-        read_image(part.image_url.url, limits, param=f"messages[{number}].content[{place}].image_url.url")
+def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
+    """Of the message's pictures, each with the path of its field."""
+    return [
+        (f"messages[{number}].content[{place}].image_url.url", part.image_url.url)
         for place, part in enumerate(message.content)
         if isinstance(part, ImagePart)
-    )
+    ]
 
 
 def _given_sampling(wire: ChatCompletionRequest) -> dict[str, Any]:

@@ -26,6 +26,12 @@ def image_limits(settings: Settings) -> ImageLimits:
     )
 
 
+def is_remote(url: str) -> bool:
+    """Whether the picture is elsewhere: `server.api.remote_images` is for such URLs, this module for all others."""
+    scheme = _SCHEME.match(url)
+    return scheme is not None and scheme[1].lower() in ("http", "https")
+
+
 def read_image(url: str, limits: ImageLimits, *, param: str) -> ImageInput:
     """The picture of a `data:` URL. Takes milliseconds a megabyte: run it off the event loop.
 
@@ -74,10 +80,8 @@ def _decode_base64(url: str, start: int) -> bytes:
 def _wrong_url(url: str, param: str) -> InvalidRequest:
     scheme = _SCHEME.match(url)
     name = scheme[1].lower() if scheme else None
-    if name in ("http", "https"):
-        reason = "remote pictures are not enabled on this server; send the picture as a data: URL"
-    elif name == "data":
+    if name == "data":
         reason = "a data: URL must have the form data:image/TYPE;base64,DATA"
     else:
-        reason = "only data: URLs are accepted"
+        reason = "only data: URLs, and where the server allows it https: and http: URLs, are accepted"
     return InvalidRequest(f"{param}: {reason}", param=param)

@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.api.admission import Admission
 from server.api.app import create_app
 from server.api.auth import load_keys
+from server.api.remote_images import RemoteImages
+from server.fetch.network import INTERNET, Network
 from server.listener import bind_socket, http_server, url_of
 from server.metrics import Metrics
 from server.settings import Settings
@@ -60,13 +62,24 @@ class ApiServer:
 
 
 @contextmanager
-def serve(engine: FakeEngine | None = None, **options: Any) -> Iterator[ApiServer]:
-    """A running server with these settings; it is stopped at the end of the block."""
+def serve(engine: FakeEngine | None = None, *, network: Network = INTERNET, **options: Any) -> Iterator[ApiServer]:
+    """A running server with these settings; it is stopped at the end of the block.
+
+    Args:
+        network: what remote pictures are fetched through.
+    """
     settings = Settings(**options)
     engine = engine or FakeEngine()
     metrics = Metrics(version=VERSION)
     admission = Admission(engine, max_requests=settings.max_requests)
-    app = create_app(settings, engine, admission=admission, metrics=metrics, keys=load_keys(settings))
+    app = create_app(
+        settings,
+        engine,
+        admission=admission,
+        metrics=metrics,
+        keys=load_keys(settings),
+        remote_images=RemoteImages(settings, metrics, network=network),
+    )
     listener = bind_socket("127.0.0.1", 0)
     server = http_server(app, header_timeout_s=settings.client_timeout_s)
     url = url_of(listener)

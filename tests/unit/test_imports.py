@@ -58,9 +58,12 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.sampling_defaults",
             "server.settings",
             "server.version",
+            "server.web_url",
         ),
         ("model",),
     ),
+    # The way to other hosts: nothing else here opens a connection to one.
+    "fetch": (("server.fetch",), ("words",)),
     "messages": (("server.engine.channel", "server.engine.transport", "server.engine.arena"), ("model",)),
     # The engine's own logic: integers only, no clock, no I/O.
     "schedule": (
@@ -97,7 +100,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "client": (("server.engine.client",), ("watch", "prepare", "messages", "words", "model")),
     "metrics": (("server.metrics",), ("messages", "words")),
     # The HTTP layer: to it the engine is a client that turns a request into a prepared one, and that into events.
-    "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "words")),
+    "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "fetch", "words")),
     # The composition root.
     "serve": (
         ("server.banner", "server.life", "server.serve"),
@@ -170,6 +173,7 @@ BATCHES = {
     "engine": [name for name in MODULES if is_within(name, "server.engine") and is_torch_free(name)],
     "api": [name for name in MODULES if is_within(name, "server.api")],
     "bench": [name for name in MODULES if is_within(name, "server.bench")],
+    "fetch": [name for name in MODULES if is_within(name, "server.fetch")],
     "server": [name for name in MODULES if is_within(name, "server") and name.count(".") == 1],
 }
 IMPORT_EACH = f"""

@@ -88,3 +88,8 @@ def test_threads_and_tasks_of_a_request_inherit_its_id(request_id: str) -> None:
         )
 
     assert asyncio.run(look()) == (request_id, request_id)
+
+
+def test_the_library_that_logs_headers_is_silent_at_any_level() -> None:
+    configure_logging("debug", "text")
+    assert not logging.getLogger("httpcore2.http11").isEnabledFor(logging.INFO)

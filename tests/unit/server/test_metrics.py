@@ -123,6 +123,15 @@ def test_pictures() -> None:
     assert value(metrics, "image_crops_bucket", le="10.0") == 1
 
 
+def test_remote_pictures() -> None:
+    metrics = Metrics(version="1.2.3")
+    metrics.on_image_fetch(0.3)
+    metrics.on_image_fetch_failed("timeout")
+    metrics.on_image_fetch_failed("timeout")
+    assert value(metrics, "image_fetch_seconds_sum") == 0.3
+    assert value(metrics, "image_fetch_failures_total", reason="timeout") == 2
+
+
 def test_labels_are_never_a_clients_words() -> None:
     metrics = Metrics(version="1.2.3")
     metrics.on_http(route="/v1/models", method="GET", status=200)

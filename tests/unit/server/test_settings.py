@@ -99,6 +99,12 @@ def test_printed_settings_hide_the_keys() -> None:
         (["--max-image-pixels", "200000000"], "max_image_pixels"),
         (["--api-keys", '["good", " "]'], "api_keys"),
         (["--log-level", "loud"], "log_level"),
+        (["--remote-images", "on"], "remote_images"),
+        (["--remote-images", "listed", "--remote-image-hosts", '["https://example.com"]'], "remote_image_hosts"),
+        (["--remote-images", "listed", "--remote-image-hosts", '["10.1"]'], "remote_image_hosts"),
+        (["--remote-image-timeout-s", "0"], "remote_image_timeout_s"),
+        (["--max-remote-redirects", "4"], "max_remote_redirects"),
+        (["--max-remote-fetches", "0"], "max_remote_fetches"),
     ],
 )
 def test_wrong_flag_is_named(arguments: list[str], name: str) -> None:
@@ -220,3 +226,25 @@ def test_values_that_are_no_memory(value: Any) -> None:
 def test_memory_flag() -> None:
     assert load("--memory", "8GiB").memory == 8 * 2**30
     assert load("--memory", "0.85").memory == 0.85
+
+
+def test_remote_pictures_are_off_until_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().remote_images == "off"
+    listed = load("--remote-images", "listed", "--remote-image-hosts", '["example.com", "*.example.com"]')
+    assert listed.remote_image_hosts == ("example.com", "*.example.com")
+    assert load("--remote-images", "open").remote_images == "open"
+    monkeypatch.setenv("MINICPMV_REMOTE_IMAGES", "listed")
+    monkeypatch.setenv("MINICPMV_REMOTE_IMAGE_HOSTS", '["example.com"]')
+    assert load().remote_image_hosts == ("example.com",)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--remote-images", "listed"],
+        ["--remote-image-hosts", '["example.com"]'],
+        ["--remote-images", "open", "--remote-image-hosts", '["example.com"]'],
+    ],
+)
+def test_a_list_of_hosts_that_would_not_count_is_refused(arguments: list[str]) -> None:
+    assert "remote_images listed and remote_image_hosts" in message(*arguments)

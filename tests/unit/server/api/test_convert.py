@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from model.step import SamplingParams
-from server.api.convert import to_generation_request
+from server.api.convert import read_pictures, to_generation_request
 from server.api.protocol import ChatCompletionRequest
 from server.errors import InvalidImage, InvalidRequest, NotFound
 from server.request import GenerationRequest, Message
@@ -23,7 +23,9 @@ def convert(messages: Any = "hi", **fields: Any) -> GenerationRequest:
         messages = [{"role": "user", "content": messages}]
     body = {"model": MODEL.model_id, "messages": messages} | fields
     wire = ChatCompletionRequest.model_validate(body, context=SETTINGS)
-    return to_generation_request(wire, request_id="id", model=MODEL, settings=SETTINGS)
+    pictures, remote = read_pictures(wire, model=MODEL, settings=SETTINGS)
+    assert remote == {}
+    return to_generation_request(wire, pictures, request_id="id", model=MODEL)
 
 
 def text(value: str) -> dict[str, str]:

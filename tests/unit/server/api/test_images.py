@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from server.api import images
-from server.api.images import image_limits, read_image
+from server.api.images import image_limits, is_remote, read_image
 from server.errors import InvalidImage, InvalidRequest
 from server.image import ImageLimits
 from server.settings import Settings
@@ -50,14 +50,19 @@ def test_pieces_of_base64_join_without_a_seam(tail: bytes, monkeypatch: pytest.M
     assert read(data_url(PNG + tail)) == PNG + tail
 
 
-@pytest.mark.parametrize("url", ["https://example.com/a.png", "HTTP://example.com/a.png"])
-def test_remote_pictures_are_not_fetched(url: str) -> None:
-    assert "remote pictures are not enabled" in refusal(url).message
+@pytest.mark.parametrize("url", ["https://example.com/a.png", "HTTP://example.com/a.png", "https:x"])
+def test_remote_pictures_are_known_by_their_scheme(url: str) -> None:
+    assert is_remote(url)
+
+
+@pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "ftp://x/y", "httpx://x", "//x/y", "", " http://x/"])
+def test_other_pictures_are_not_remote(url: str) -> None:
+    assert not is_remote(url)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "/etc/passwd", "", "blob:x", "\\\\host\\share"])
 def test_other_urls_are_refused(url: str) -> None:
-    assert "only data: URLs are accepted" in refusal(url).message
+    assert "only data: URLs, and" in refusal(url).message
 
 
 @pytest.mark.parametrize(
