@@ -8,6 +8,7 @@ Vocabulary
     computed tokens  the prefix of the known tokens whose keys and values are in the KV cache
     crop             one picture that goes through the vision encoder on its own (overview or slice)
     crop slot        index of `num_queries` rows in the device's table of encoded crops
+    host slot        the same in a table in the host's memory, for crops that had to leave the device
     state slot       index of a running sequence's sampling state (ids seen, penalties) in the runner
 """
 
@@ -47,6 +48,16 @@ class StateStart:
     sampling: SamplingParams
     generated_ids: tuple[int, ...]
     """Ids generated so far: empty for a new sequence, not for one that resumes after a preemption."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropCopy:
+    """An encoded crop moves between the device and the host's memory, as it is, number by number."""
+
+    crop_slot: int
+    host_slot: int
+    to_host: bool
+    """From the crop slot into the host slot; else the other way. What lay in the target is overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +117,13 @@ class SequenceRow:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One step of work. Encoding comes first, then one forward pass over all rows, then the draws."""
+    """One step of work. Copies come first, then encoding, one forward pass over all rows, and the draws."""
 
     starts: tuple[StateStart, ...]
     encode: tuple[EncodeWork, ...]
     rows: tuple[SequenceRow, ...]
+    copies: tuple[CropCopy, ...] = ()
+    """In this order: a later one may read what an earlier one wrote, or overwrite what it read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,9 @@ class RunnerInfo:
     num_kv_blocks: int
     kv_block_tokens: int
     num_crop_slots: int
+    num_host_slots: int
+    crop_bytes: int
+    """Of one encoded crop, on the device and on the host."""
     num_state_slots: int
     num_vision_blocks: int
     device: str

@@ -113,6 +113,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         max_step_vision_blocks=settings.max_step_vision_blocks,
         num_crop_slots=settings.image_cache_crops,
+        host_cache_bytes=settings.image_cache_memory,
         prefix_cache=settings.prefix_cache,
         arena_bytes=settings.image_buffer_memory,
         log_level=settings.log_level,
