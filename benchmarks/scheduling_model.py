@@ -19,6 +19,7 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
+from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import Scheduler
@@ -69,7 +70,7 @@ def make_requests(interval_s: float) -> list[tuple[Sequence, int]]:
 def simulate(*, kv_tokens: int, step_vision_blocks: int, interval_s: float) -> Outcome:
     """Every request to its end."""
     limits = StepLimits(32, 512, step_vision_blocks, 1, 64, 32, max_draft_tokens=0, max_draft_sequences=1)
-    encoder = EncodePlanner(limits, VisionCache(256, TOWER_BLOCKS), lambda _offset, _size: memoryview(b""))
+    encoder = EncodePlanner(limits, VisionCache(256, TOWER_BLOCKS, HostTier(0)), lambda _offset, _size: memoryview(b""))
     blocks = BlockPool(kv_tokens // BLOCK_TOKENS, BLOCK_TOKENS)
     prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=False)  # all prompts differ
     drafter = Drafter(max_tokens=0, crop_queries=64, keeps_answers=False)

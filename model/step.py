@@ -9,6 +9,7 @@ Vocabulary
     crop             one picture that goes through the vision encoder on its own (overview or slice)
     draft            guesses at the ids that come next, computed in the same step as the last known token
     crop slot        index of `num_queries` rows in the device's table of encoded crops
+    host slot        the same in a table in the host's memory, for crops that had to leave the device
     state slot       index of a running sequence's sampling state (ids seen, penalties) in the runner
 """
 
@@ -48,6 +49,16 @@ class StateStart:
     sampling: SamplingParams
     generated_ids: tuple[int, ...]
     """Ids generated so far: empty for a new sequence, not for one that resumes after a preemption."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropCopy:
+    """An encoded crop moves between the device and the host's memory, as it is, number by number."""
+
+    crop_slot: int
+    host_slot: int
+    to_host: bool
+    """From the crop slot into the host slot; else the other way. What lay in the target is overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +131,13 @@ class SequenceRow:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One step of work. Encoding comes first, then one forward pass over all rows, then the draws."""
+    """One step of work. Copies come first, then encoding, one forward pass over all rows, and the draws."""
 
     starts: tuple[StateStart, ...]
     encode: tuple[EncodeWork, ...]
     rows: tuple[SequenceRow, ...]
+    copies: tuple[CropCopy, ...] = ()
+    """In this order: a later one may read what an earlier one wrote, or overwrite what it read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +167,9 @@ class RunnerInfo:
     num_kv_blocks: int
     kv_block_tokens: int
     num_crop_slots: int
+    num_host_slots: int
+    crop_bytes: int
+    """Of one encoded crop, on the device and on the host."""
     num_state_slots: int
     max_step_draws: int
     """Draws of all rows of a step at most."""

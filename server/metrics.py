@@ -37,6 +37,7 @@ _IMAGE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _CROPS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 40, 80)
 
+_TIERS = ("device", "host")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -82,22 +83,43 @@ class Metrics:
         self.accepted_tokens.inc(stats.accepted_tokens)
         self.image_encode_s.inc(stats.encode_s)
         self.crops_encoded.inc(stats.crops_encoded)
-        self.image_cache_queries.inc(stats.crop_queries)
-        self.image_cache_hits.inc(stats.crop_hits)
+        for tier, queries, hits, evictions, num_bytes in (
+            ("device", stats.crop_queries, stats.crop_hits, stats.crop_evictions, stats.crop_bytes),
+            (
+                *("host", stats.host_crop_queries, stats.host_crop_hits),
+                *(stats.host_crop_evictions, stats.host_crop_bytes),
+            ),
+        ):
+            self.image_cache_queries.labels(tier).inc(queries)
+            self.image_cache_hits.labels(tier).inc(hits)
+            self.image_cache_evictions.labels(tier).inc(evictions)
+            self.image_cache_bytes.labels(tier).set(num_bytes)
         self.engine_memory_bytes.set(stats.memory_bytes)
         self.memory_peak_bytes.set(stats.peak_memory_bytes)
 
-    def on_image(self, *, decode_s: float, slice_s: float, num_crops: int) -> None:
-        """One picture was decoded and cut into crops."""
+    def on_image(self, *, num_crops: int, decode_s: float | None, slice_s: float | None) -> None:
+        """A request has this picture. It was decoded and cut, or, with None, need not be: the engine has seen it."""
+        self.image_crops.observe(num_crops)
+        self.image_file_queries.inc()
+        if decode_s is None or slice_s is None:
+            self.image_file_hits.inc()
+        else:
+            self.image_decode_s.observe(decode_s)
+            self.image_slice_s.observe(slice_s)
+
+    def on_image_again(self, *, decode_s: float, slice_s: float) -> None:
+        """A picture was decoded after all, or again, since the engine did not have all crops of its request."""
+        self.image_file_redecodes.inc()
         self.image_decode_s.observe(decode_s)
         self.image_slice_s.observe(slice_s)
-        self.image_crops.observe(num_crops)
 
     def on_restart(self) -> None:
         """The engine process ended unasked and is being started again: nothing runs or waits in it."""
         self.engine_restarts.inc()
         for gauge in (self.running, self.waiting, self.kv_usage, self.engine_memory_bytes):
             gauge.set(0)
+        for tier in _TIERS:
+            self.image_cache_bytes.labels(tier).set(0)
 
     # From the HTTP layer
 
@@ -221,8 +243,33 @@ class Metrics:
         self.request_image_crops = self._histogram("request_image_crops", "Crops of a request.", _CROPS)
         self.image_encode_s = self._counter("image_encode_seconds_total", "Time spent in the vision encoder.")
         self.crops_encoded = self._counter("image_crops_encoded_total", "Crops that went through the vision encoder.")
-        self.image_cache_queries = self._counter("image_cache_queries_total", "Crops looked up in the image cache.")
-        self.image_cache_hits = self._counter("image_cache_hits_total", "Crops found there.")
+        self.image_cache_queries = self._counter(
+            "image_cache_queries_total",
+            "Crops looked up in the image cache; on the host, those that the device does not have.",
+            ["tier"],
+        )
+        self.image_cache_hits = self._counter("image_cache_hits_total", "Crops found there.", ["tier"])
+        self.image_cache_evictions = self._counter(
+            "image_cache_evictions_total",
+            "Encoded crops that had to leave: the device, for the host; the host.",
+            ["tier"],
+        )
+        self.image_cache_bytes = self._gauge(
+            "image_cache_bytes", "Encoded crops, and on the device those to be.", ["tier"]
+        )
+        for tier in _TIERS:
+            for metric in (self.image_cache_queries, self.image_cache_hits, self.image_cache_evictions):
+                metric.labels(tier)
+            self.image_cache_bytes.labels(tier)
+        self.image_file_queries = self._counter(
+            "image_file_queries_total", "Pictures looked up by their file's content."
+        )
+        self.image_file_hits = self._counter(
+            "image_file_hits_total", "Pictures found, which were neither decoded nor sent to the engine."
+        )
+        self.image_file_redecodes = self._counter(
+            "image_file_redecodes_total", "Pictures decoded later, when the engine no longer had all that it needed."
+        )
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
         return Gauge(f"minicpmv_{name}", text, labels, registry=self.registry)

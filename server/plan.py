@@ -79,6 +79,7 @@ def _asked(settings: PlanSettings, config: ModelConfig) -> tuple[Machine, Limits
         max_num_sequences=settings.max_num_sequences,
         max_step_tokens=settings.max_step_tokens,
         num_crop_slots=settings.image_cache_crops,
+        host_cache_bytes=settings.image_cache_memory,
         pixel_buffer_bytes=settings.image_buffer_memory,
     )
     wishes = Wishes(

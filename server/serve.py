@@ -115,6 +115,7 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
         num_crop_slots=settings.image_cache_crops,
         max_draft_tokens=settings.max_draft_tokens,
         max_draft_sequences=settings.max_draft_sequences,
+        host_cache_bytes=settings.image_cache_memory,
         prefix_cache=settings.prefix_cache,
         arena_bytes=settings.image_buffer_memory,
         log_level=settings.log_level,

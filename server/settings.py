@@ -107,6 +107,12 @@ class Settings(BaseSettings):
     image_cache_crops: int = Field(
         256, ge=16, le=65536, description="encoded crops kept on the device, 64 vectors each"
     )
+    image_cache_memory: Bytes | None = Field(
+        None,
+        ge=0,
+        description="host memory for encoded crops that had to leave the device, 0 for none; default: 512MiB, on a CPU "
+        "at most a sixteenth of memory",
+    )
     image_buffer_memory: Bytes = Field(
         128 * 2**20, ge=8 * 2**20, description="shared memory for pixels on their way to the engine"
     )
@@ -206,6 +212,13 @@ class Settings(BaseSettings):
                 "each of which may decode one token a step"
             )
         return self
+
+    @field_validator("image_cache_memory")
+    @classmethod
+    def _a_crop_fits_the_image_cache(cls, num_bytes: int | None) -> int | None:
+        if num_bytes is not None and 0 < num_bytes < 2**20:  # a crop takes 295 KB or, in float32, 590 KB
+            raise ValueError("too little for encoded crops; the least is 1MiB, or 0 for none")
+        return num_bytes
 
     @model_validator(mode="after")
     def _one_request_fits_the_image_buffer(self) -> "Settings":

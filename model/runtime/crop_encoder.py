@@ -1,6 +1,6 @@
-"""Pictures on the device: crops on their way through the tower, and the table of finished ones.
+"""Pictures: crops on their way through the tower, the device's table of finished ones, and the host's.
 
-Axes: C crop slots, P patches of a crop, V tower width, Q queries, D language width.
+Axes: C crop slots, H host slots, P patches of a crop, V tower width, Q queries, D language width.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from model.nn.minicpmv import MiniCPMV
-from model.step import EncodeWork
+from model.runtime.memory_plan import Limits
+from model.step import CropCopy, EncodeWork
 
 
 class _Underway(NamedTuple):
@@ -26,12 +27,25 @@ class _Underway(NamedTuple):
 class CropEncoder:
     """Does the vision work of steps, and keeps each crop's vectors in its slot."""
 
-    def __init__(self, model: MiniCPMV, *, num_crop_slots: int, max_crops_per_pass: int) -> None:
+    def __init__(self, model: MiniCPMV, limits: Limits, *, num_host_slots: int) -> None:
         self._model = model
-        self._max_crops_per_pass = max_crops_per_pass
+        self._max_crops_per_pass = limits.max_crops_per_pass
         self._num_blocks = len(model.vision.blocks)
         self._underway: dict[int, _Underway] = {}
-        self._vectors_CQD = model.resampler.query.new_empty(num_crop_slots, *model.resampler.query.shape)
+        query_QD = model.resampler.query
+        self._vectors_CQD = query_QD.new_empty(limits.num_crop_slots, *query_QD.shape)
+        # Pageable: pinned memory is copied faster, but takes its whole size at the start; these pages are taken as they
+        # are first written to, and a copy is little beside the encoding that it saves.
+        self._host_HQD = torch.empty(num_host_slots, *query_QD.shape, dtype=query_QD.dtype)
+
+    def copy(self, copies: Sequence[CropCopy]) -> None:
+        """Move finished crops between the two tables, one after the other."""
+        for copy in copies:
+            if copy.to_host:
+                self._host_HQD[copy.host_slot].copy_(self._vectors_CQD[copy.crop_slot])
+            else:
+                self._vectors_CQD[copy.crop_slot].copy_(self._host_HQD[copy.host_slot])
+                self._underway.pop(copy.crop_slot, None)  # of a crop that was given up
 
     def run(self, works: Sequence[EncodeWork]) -> None:
         """Advance every crop by its blocks; those that have passed the last one are finished."""

@@ -39,6 +39,10 @@ _SCRATCH_BYTES = 2 * 16 * MIB
 # On a host the cache shares the memory with everything else that runs there, unless a size is given.
 _MAX_HOST_SHARE = 0.25
 _MAX_HOST_BYTES = 4 * GIB
+# For encoded pictures that left the device: the crops of some 180 large ones. On a host, where they take from the KV
+# cache, at most the share that this is of 8 GiB.
+_HOST_CACHE_BYTES = 512 * MIB
+_MAX_HOST_CACHE_SHARE = 1 / 16
 # The largest picture block (671 tokens) with a question and an answer: with less, the server would be of no use.
 _MIN_CONTEXT_TOKENS = 1024
 # A model up to this size runs in float32 on a CPU when nothing is said: exact, and no slower there.
@@ -81,6 +85,9 @@ class Limits:
     max_num_sequences: int
     max_step_tokens: int
     num_crop_slots: int
+    host_cache_bytes: int | None
+    """Host memory for encoded crops that had to leave their slots: on a host the same memory as all the rest, beside a
+    GPU none that the plan counts. None: by budget."""
     pixel_buffer_bytes: int
     """Memory shared with the API process, on a host the same memory as all the rest."""
     max_crops_per_pass: int
@@ -127,7 +134,11 @@ class MemoryPlan:
     """For a time in each pass of the vision tower, and its tables of positions."""
     graph_bytes: int
     image_bytes: int
-    """Encoded crops that are kept; on a host also the pixels that wait."""
+    """Encoded crops that are kept in slots; on a host also those that had to leave them, and the pixels that wait."""
+    crop_bytes: int
+    """Of one encoded crop."""
+    num_host_slots: int
+    """Encoded crops that the host's memory is to hold."""
     kv_bytes: int
     num_kv_blocks: int
     least_kv_blocks: int
@@ -183,14 +194,16 @@ def make_limits(
     max_num_sequences: int,
     max_step_tokens: int | None,
     num_crop_slots: int,
+    host_cache_bytes: int | None,
     pixel_buffer_bytes: int,
 ) -> Limits:
-    """The limits for a kind of device; None takes the model's own context, or the device's usual step."""
+    """The limits for a kind of device; None takes the model's own context, or what is usual for the device."""
     return Limits(
         max_context_tokens=min(max_context_tokens or config.max_context_tokens, config.max_context_tokens),
         max_num_sequences=max_num_sequences,
         max_step_tokens=max_step_tokens or default_step_tokens(kind, max_num_sequences),
         num_crop_slots=num_crop_slots,
+        host_cache_bytes=host_cache_bytes,
         pixel_buffer_bytes=pixel_buffer_bytes,
         max_crops_per_pass=_CROPS_PER_PASS[kind],
         max_group_keys=_GROUP_KEYS[kind],
@@ -226,6 +239,8 @@ def plan_formats(
     """The plan for one pair of formats, whatever `wishes` say of them; it may be of no use."""
     compute = _compute_format(config, machine, weights)
     item_bytes = COMPUTE_BYTES[compute]
+    crop_bytes = config.resampler.num_queries * config.resampler.hidden_size * item_bytes
+    num_host_slots = _host_cache_bytes(machine, limits, wishes) // crop_bytes
     unpacks = machine.kind == "cpu" or computes_in(weights) is None
     one_block = kv_block_bytes(config.language, kv, on_cuda=machine.kind == "cuda")
     plan = MemoryPlan(
@@ -239,7 +254,9 @@ def plan_formats(
         workspace_bytes=_workspace_bytes(config, limits, item_bytes, one_block) + (_SCRATCH_BYTES if unpacks else 0),
         encoder_bytes=_encoder_bytes(config, limits, item_bytes),
         graph_bytes=_GRAPH_BYTES[machine.kind],
-        image_bytes=_image_bytes(config, machine, limits, item_bytes),
+        image_bytes=_image_bytes(machine, limits, num_host_slots, crop_bytes),
+        crop_bytes=crop_bytes,
+        num_host_slots=num_host_slots,
         kv_bytes=0,
         num_kv_blocks=0,
         least_kv_blocks=num_blocks(min(limits.max_context_tokens, _MIN_CONTEXT_TOKENS)),
@@ -271,9 +288,17 @@ def _kv_budget_bytes(plan: MemoryPlan, machine: Machine, wishes: Wishes, one_blo
     return left_bytes
 
 
-def _image_bytes(config: ModelConfig, machine: Machine, limits: Limits, item_bytes: int) -> int:
-    crop_bytes = config.resampler.num_queries * config.resampler.hidden_size * item_bytes
-    return limits.num_crop_slots * crop_bytes + (limits.pixel_buffer_bytes if machine.kind == "cpu" else 0)
+def _host_cache_bytes(machine: Machine, limits: Limits, wishes: Wishes) -> int:
+    if limits.host_cache_bytes is not None:
+        return limits.host_cache_bytes
+    if machine.kind == "cuda":
+        return _HOST_CACHE_BYTES
+    return min(_HOST_CACHE_BYTES, int(_MAX_HOST_CACHE_SHARE * budget_bytes(machine, wishes)))
+
+
+def _image_bytes(machine: Machine, limits: Limits, num_host_slots: int, crop_bytes: int) -> int:
+    on_host = num_host_slots * crop_bytes + limits.pixel_buffer_bytes
+    return limits.num_crop_slots * crop_bytes + (on_host if machine.kind == "cpu" else 0)
 
 
 def _workspace_bytes(config: ModelConfig, limits: Limits, item_bytes: int, block_bytes: int) -> int:

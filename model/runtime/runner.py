@@ -48,8 +48,9 @@ class TorchRunner:
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> StepOutput:
-        """Encode, compute the rows' tokens, draw; see `model.step.StepBatch`."""
+        """Copy, encode, compute the rows' tokens, draw; see `model.step.StepBatch`."""
         self._check(batch)
+        self._encoder.copy(batch.copies)
         for start in batch.starts:
             self._sampler.start(start)
         encode_s = self._encode(batch)
@@ -99,6 +100,9 @@ class TorchRunner:
         config, info = self.model.config, self._info
         for begun in batch.starts:
             assert 0 <= begun.state_slot < info.num_state_slots
+        for copy in batch.copies:
+            assert 0 <= copy.crop_slot < info.num_crop_slots
+            assert 0 <= copy.host_slot < info.num_host_slots
         for work in batch.encode:
             assert 0 <= work.crop_slot < info.num_crop_slots
             assert 0 <= work.first_block < work.last_block <= info.num_vision_blocks
@@ -127,6 +131,7 @@ def build_runner(
     max_num_sequences: int,
     max_step_tokens: int | None,
     num_crop_slots: int,
+    host_cache_bytes: int | None,
     pixel_buffer_bytes: int,
     progress: Callable[[int, int], None],
 ) -> TorchRunner:
@@ -140,7 +145,8 @@ def build_runner(
         max_context_tokens: prompt and answer; None takes the model's own limit, which is never exceeded.
         max_num_sequences: sequences that run at a time.
         max_step_tokens: tokens that a step computes at the most; None: by device.
-        num_crop_slots: encoded crops that are kept.
+        num_crop_slots: encoded crops that are kept on the device.
+        host_cache_bytes: host memory for encoded crops that had to leave it; None: by device, 0 for none.
         pixel_buffer_bytes: memory that this process shares with the one that decodes pictures.
         progress: called while the weights load, with the bytes read and the bytes there are.
 
@@ -153,28 +159,26 @@ def build_runner(
     if where.type == "cpu":
         torch.set_num_threads(num_threads or usable_cores())
     opened = OpenedModel.from_folder(folder)
-    machine = describe(where)
+    config, machine = opened.config, describe(where)
     limits = make_limits(
-        opened.config,
+        config,
         machine.kind,
         max_context_tokens=max_context_tokens,
         max_num_sequences=max_num_sequences,
         max_step_tokens=max_step_tokens,
         num_crop_slots=num_crop_slots,
+        host_cache_bytes=host_cache_bytes,
         pixel_buffer_bytes=pixel_buffer_bytes,
     )
-    plan = plan_memory(opened.config, machine, limits, wishes)
+    plan = plan_memory(config, machine, limits, wishes)
     if wishes.memory is not None:
         hold_to(plan, where)
     model = opened.load(device=where, weights=plan.weights, compute=plan.compute, progress=progress)
-    encoder = CropEncoder(model, num_crop_slots=num_crop_slots, max_crops_per_pass=limits.max_crops_per_pass)
+    encoder = CropEncoder(model, limits, num_host_slots=plan.num_host_slots)
     sampler = Sampler(
-        num_slots=max_num_sequences,
-        vocab_size=opened.config.language.vocab_size,
-        start_id=opened.config.bos_id,
-        device=where,
+        num_slots=max_num_sequences, vocab_size=config.language.vocab_size, start_id=config.bos_id, device=where
     )
-    caches = allocate_layers(opened.config.language, plan.num_kv_blocks, plan.kv, where)
+    caches = allocate_layers(config.language, plan.num_kv_blocks, plan.kv, where)
     info = _describe(model, limits, plan, time.perf_counter() - began_s)
     return TorchRunner(model, encoder, sampler, caches, limits, info)
 
@@ -184,6 +188,8 @@ def _describe(model: MiniCPMV, limits: Limits, plan: MemoryPlan, load_s: float) 
         num_kv_blocks=plan.num_kv_blocks,
         kv_block_tokens=BLOCK_TOKENS,
         num_crop_slots=limits.num_crop_slots,
+        num_host_slots=plan.num_host_slots,
+        crop_bytes=plan.crop_bytes,
         num_state_slots=limits.max_num_sequences,
         max_step_draws=limits.max_step_draws,
         num_vision_blocks=model.config.vision.num_blocks,

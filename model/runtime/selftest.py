@@ -189,6 +189,7 @@ def _build(
         max_num_sequences=1,
         max_step_tokens=num_tokens,
         num_crop_slots=max(len(question.pictures) for question in questions),
+        host_cache_bytes=0,
         pixel_buffer_bytes=0,
         progress=lambda _done, _total: None,
     )

@@ -38,6 +38,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Ids guessed ahead for a sequence in a step; 0: none."""
     max_draft_sequences: int
     """While more sequences than this decode, nothing is guessed."""
+    host_cache_bytes: int | None
+    """Host memory for encoded crops that had to leave the device's slots, 0 for none; None: by device."""
     prefix_cache: bool
     arena_bytes: int
     log_level: str
@@ -47,14 +49,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Crop(msgspec.Struct, frozen=True):
     """One crop's pixels in the arena and where its vectors go in the prompt."""
 
-    offset: int
-    """Bytes from the start of the arena; height x width x 3 bytes of uint8 RGB."""
+    offset: int | None
+    """Bytes from the start of the arena; height x width x 3 bytes of uint8 RGB. None: the pixels were not sent, since
+    the engine probably has the crop's vectors; it asks for them where it has not (`Update.wanted`)."""
     width: int
     height: int
     start: int
     """Position in the prompt of the first of its query tokens."""
     content_hash: bytes
-    """16 bytes over pixels and size: equal crops are encoded once."""
+    """16 bytes over salt, size and pixels: equal crops are encoded once."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -84,6 +87,14 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Only requests with the same salt share KV blocks."""
 
 
+class Pixels(msgspec.Struct, frozen=True, tag=True):
+    """What the engine asked for: the pixels of all crops of a request, also of those that it had been sent before."""
+
+    request_id: int
+    offsets: list[int]
+    """One for each crop, as in `Crop`. The engine gives them back like any others, also when nobody needs them now."""
+
+
 class Abort(msgspec.Struct, frozen=True, tag=True):
     """Forget a sequence (or all of a request's when `choice` is None), at whatever stage it is."""
 
@@ -111,6 +122,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_kv_blocks: int
     kv_block_tokens: int
     num_crop_slots: int
+    num_host_slots: int
+    """Encoded crops that host memory has room for."""
     load_s: float
     kernels: str | None
     """On a CPU, one line on the compiled kernels: which run, or why none do."""
@@ -180,7 +193,18 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """Crops that sequences asked for: each choice of a request asks for its own, and none for one that lies in tokens
     found in the prefix cache."""
     crop_hits: int
-    """Of these, the ones that needed no encoding."""
+    """Of these, the ones that were on the device, or on their way through the encoder."""
+    host_crop_queries: int
+    """The others, which were looked up in host memory; 0 where no memory is given to them."""
+    host_crop_hits: int
+    """Of these, the ones that were copied from there instead of being encoded."""
+    crop_evictions: int
+    """Encoded crops that had to leave the device."""
+    host_crop_evictions: int
+    """Encoded crops that had to leave host memory, too."""
+    crop_bytes: int
+    """Now: of the device's slots in use, and below of the host's."""
+    host_crop_bytes: int
     encode_s: float
     memory_bytes: int
     """Now: resident bytes of the process, or allocated bytes on a CUDA device."""
@@ -195,9 +219,11 @@ class Update(msgspec.Struct, frozen=True, tag=True):
     released: list[int]
     """Arena offsets that the engine will not read again."""
     stats: Stats | None
+    wanted: list[int] = []
+    """Ids of requests that wait for pixels which were not sent: `Pixels` is the answer. Sent before the step runs."""
 
 
-ToEngine = Submit | Abort | Shutdown
+ToEngine = Submit | Pixels | Abort | Shutdown
 FromEngine = Ready | StartFailed | Update
 
 

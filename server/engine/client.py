@@ -1,6 +1,6 @@
 """The door to the engine: a request goes in, a stream of token events comes out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from io import BytesIO
@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
-from server.engine.prepare import EngineLimits, PreparedRequest, Preparer
+from server.engine.prepare import EngineLimits, Picture, Pixels, PreparedRequest, Preparer
 from server.engine.process import WORKER_MODULE, EngineProcess
 from server.engine.session import EngineSession
 from server.engine.supervisor import EngineState, Supervisor
@@ -71,8 +71,12 @@ class EngineObserver(Protocol):
         """About once a second, more often under load."""
         ...
 
-    def on_image(self, *, decode_s: float, slice_s: float, num_crops: int) -> None:
-        """One picture was decoded and cut."""
+    def on_image(self, *, num_crops: int, decode_s: float | None, slice_s: float | None) -> None:
+        """A request has this picture. It was decoded and cut, or, with None, need not be: the engine has seen it."""
+        ...
+
+    def on_image_again(self, *, decode_s: float, slice_s: float) -> None:
+        """A picture was decoded after all, or again, since the engine did not have all crops of its request."""
         ...
 
     def on_restart(self) -> None:
@@ -167,9 +171,9 @@ class EngineClient:
     async def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """See `Engine.prepare`."""
         session = self._ready_session()
-        prepared = await self._preparer.prepare(request, self._limits(session))
+        prepared = await self._preparer.prepare(request, self._limits(session), session.pictures)
         for work in prepared.image_work:
-            self._observer.on_image(decode_s=work.decode_s, slice_s=work.slice_s, num_crops=work.num_crops)
+            self._observer.on_image(num_crops=work.num_crops, decode_s=work.decode_s, slice_s=work.slice_s)
         return prepared
 
     def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
@@ -197,7 +201,16 @@ class EngineClient:
 
     async def _spawn(self) -> EngineSession:
         process = await EngineProcess.spawn(self._config, self._worker_module)
-        return EngineSession(process, self._tokenizer, self._observer.on_stats)
+        return EngineSession(process, self._tokenizer, self._observer.on_stats, self._decode)
+
+    async def _decode(self, pictures: Sequence[Picture]) -> list[Pixels]:
+        """Pixels that the engine asks for, of pictures that were prepared without."""
+        pixels, works = await self._preparer.cut(pictures)
+        for work in works:
+            assert work.decode_s is not None
+            assert work.slice_s is not None
+            self._observer.on_image_again(decode_s=work.decode_s, slice_s=work.slice_s)
+        return pixels
 
     async def _warm_up(self, session: EngineSession) -> None:
         """One text and one picture, all the way: first-use costs are paid, and what cannot work fails here."""
@@ -209,7 +222,7 @@ class EngineClient:
                 max_tokens=2,
                 ignore_eos=True,
             )
-            prepared = await self._preparer.prepare(request, self._limits(session))
+            prepared = await self._preparer.prepare(request, self._limits(session), session.pictures)
             async with aclosing(session.stream(prepared)) as events:
                 async for _ in events:
                     pass

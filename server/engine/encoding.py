@@ -2,8 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Ordered
 
-from model.step import CropRows, EncodeWork
+import msgspec
+
+from model.step import CropCopy, CropRows, EncodeWork, StepBatch
 from server.engine.channel import Crop
 from server.engine.limits import StepLimits
 from server.engine.sequence import Sequence
@@ -21,6 +24,11 @@ class EncodePlanner:
     that shows the same crop, provided that this sequence has its reference on the slot: before that the vectors can
     still be evicted. Where it has no slot for some of its crops, because they lie in cached tokens, it may read all
     of them until its end. An offset is released when the last sequence that may read it no longer can.
+
+    Of pictures that were seen before, pixels are not sent at all. A sequence without them is admitted only with crops
+    that need none: on the host, or past their first block, for whomever. A crop that is about to begin is waited for,
+    and for any other one the pixels are asked for, of the whole request. Until they come the sequence holds nothing,
+    not even pixels that were sent with it: who has a part of the arena must not wait for another part of it.
     """
 
     def __init__(self, limits: StepLimits, vision: VisionCache, read_pixels: PixelReader) -> None:
@@ -32,13 +40,46 @@ class EncodePlanner:
         self._num_readers: Counter[int] = Counter()
         """By arena offset: entries of `_unread` that stand for it."""
         self._released: list[int] = []
+        self._awaiting: dict[Sequence, None] = {}
+        """Sequences in the queue whose pixels have been asked for."""
+        self._wanted: list[int] = []
+        """Requests to be asked about."""
+
+    @property
+    def num_awaiting(self) -> int:
+        """Sequences in the queue that cannot go on until pixels come."""
+        return len(self._awaiting)
 
     def add(self, sequence: Sequence) -> None:
         """A new sequence: its pixels must stay. That its crops fit the vision cache alone was seen before."""
         assert len({crop.content_hash for crop in sequence.crops}) <= self._vision.num_slots
-        if sequence.crops:
-            self._unread[sequence] = list(range(len(sequence.crops)))
-            self._num_readers.update(crop.offset for crop in sequence.crops)
+        self._keep_pixels(sequence, _with_pixels(sequence))
+
+    def supply(self, waiting: Iterable[Sequence], offsets: Ordered[int]) -> None:
+        """The pixels of all crops of a request, for those of its waiting sequences that may lack some."""
+        for sequence in waiting:
+            if sequence.crop_slots is None and len(_with_pixels(sequence)) < len(sequence.crops):
+                self._set_offsets(sequence, offsets)
+                self._awaiting.pop(sequence, None)
+        self._released += [offset for offset in offsets if offset not in self._num_readers]
+
+    def lacks_pixels(self, sequence: Sequence, num_cached: int) -> bool:
+        """Whether a waiting sequence has to wait for pixels, `num_cached` of its tokens being computed.
+
+        Where nobody is about to read the same pixels, they are asked for. After False, `acquire` may follow.
+        """
+        if sequence in self._awaiting:
+            return True
+        if sequence.crop_slots is not None:
+            return False
+        hashes = [crop.content_hash for crop in self._needed(sequence, num_cached) if crop.offset is None]
+        lacking = [content_hash for content_hash in hashes if not self._vision.has_begun(content_hash)]
+        if not all(map(self._vision.is_about_to_begin, lacking)):
+            if sequence.request_id not in (other.request_id for other in self._awaiting):
+                self._wanted.append(sequence.request_id)
+            self._set_offsets(sequence, [None for _ in sequence.crops])
+            self._awaiting[sequence] = None
+        return bool(lacking)
 
     def acquire(self, sequence: Sequence, num_cached: int) -> bool:
         """Whether the sequence has the slots it needs to run when `num_cached` of its tokens are computed; takes them.
@@ -87,7 +128,7 @@ class EncodePlanner:
                 height=crop.height,
                 first_block=first_block,
                 last_block=last_block,
-                pixels=self._read_pixels(crop.offset, crop.height * crop.width * 3) if first_block == 0 else b"",
+                pixels=self._pixels(crop) if first_block == 0 else b"",
             )
             sequence.work_begins(now)
             if budget == 0:
@@ -126,11 +167,26 @@ class EncodePlanner:
                 slots = _slots(sequence)
                 self._keep_pixels(sequence, [index for index in unread if not self._vision.blocks_done(slots[index])])
 
+    def fail(self, batch: StepBatch) -> set[int]:
+        """A step has failed; the slots that it worked for. Whoever has one of them must be removed."""
+        self._vision.undo(batch.copies)
+        copied = {copy.crop_slot for copy in batch.copies if not copy.to_host}
+        return copied | {work.crop_slot for work in batch.encode}
+
     def remove(self, sequence: Sequence) -> None:
         """A sequence has ended, at whatever stage: its pixels and slots are no longer needed."""
-        if sequence in self._unread:
-            self._keep_pixels(sequence, [])
+        self._keep_pixels(sequence, [])
         self._release_slots(sequence)
+        self._awaiting.pop(sequence, None)
+
+    def take_copies(self) -> tuple[CropCopy, ...]:
+        """See `VisionCache.take_copies`."""
+        return self._vision.take_copies()
+
+    def take_wanted(self) -> list[int]:
+        """Requests that wait for pixels since the last call; `supply` brings them."""
+        wanted, self._wanted = self._wanted, []
+        return wanted
 
     def take_released(self) -> list[int]:
         """Arena offsets that became free since the last call, each of them once."""
@@ -154,12 +210,18 @@ class EncodePlanner:
         ends = [0, *(crop.start + self._limits.crop_queries for crop in sequence.crops)]
         starts = [*(crop.start for crop in sequence.crops), len(sequence.prompt_ids)]
         assert all(end <= start for end, start in zip(ends, starts, strict=True))
+        unread = self._unread.get(sequence, [])
         if _keeps_pixels(sequence):
-            assert len(self._unread.get(sequence, ())) == len(sequence.crops)
+            assert unread == _with_pixels(sequence)
+        if sequence in self._awaiting:
+            assert sequence.crop_slots is None
+            assert not unread
         if sequence.num_computed >= len(sequence.prompt_ids):  # relied on by _unencoded
             assert all(map(self._vision.is_encoded, _slots(sequence)))
         for crop, slot in zip(sequence.crops, sequence.crop_slots or (), strict=sequence.crop_slots is not None):
             assert slot is not None or crop.start + self._limits.crop_queries <= sequence.num_computed
+        for index, slot in enumerate(sequence.crop_slots or ()):  # who has a slot can begin it
+            assert slot is None or self._vision.blocks_done(slot) > 0 or index in unread
 
     def _needed(self, sequence: Sequence, num_cached: int) -> tuple[Crop, ...]:
         """The crops, always the last ones, of which some vectors go into tokens that are not computed."""
@@ -178,15 +240,41 @@ class EncodePlanner:
         self._vision.release(_slots(sequence))
         sequence.crop_slots = None
 
+    def _pixels(self, crop: Crop) -> memoryview:
+        assert crop.offset is not None
+        return self._read_pixels(crop.offset, crop.height * crop.width * 3)
+
+    def _set_offsets(self, sequence: Sequence, offsets: Ordered[int | None]) -> None:
+        """Other pixels, or none, in the place of those that the sequence has."""
+        self._keep_pixels(sequence, [])
+        sequence.crops = tuple(
+            msgspec.structs.replace(crop, offset=offset) for crop, offset in zip(sequence.crops, offsets, strict=True)
+        )
+        self._keep_pixels(sequence, _with_pixels(sequence))
+
     def _keep_pixels(self, sequence: Sequence, kept: list[int]) -> None:
-        for index in set(self._unread.pop(sequence)).difference(kept):
-            offset = sequence.crops[index].offset
+        """From now on the sequence may read the pixels of these crops, by index, and of no others."""
+        before = self._unread.pop(sequence, [])
+        if kept:
+            self._unread[sequence] = kept
+        self._num_readers.update(_offset(sequence, index) for index in set(kept).difference(before))
+        for index in set(before).difference(kept):
+            offset = _offset(sequence, index)
             self._num_readers[offset] -= 1
             if self._num_readers[offset] == 0:
                 del self._num_readers[offset]
                 self._released.append(offset)
-        if kept:
-            self._unread[sequence] = kept
+
+
+def _offset(sequence: Sequence, index: int) -> int:
+    offset = sequence.crops[index].offset
+    assert offset is not None
+    return offset
+
+
+def _with_pixels(sequence: Sequence) -> list[int]:
+    """Indices of the crops whose pixels were sent."""
+    return [index for index, crop in enumerate(sequence.crops) if crop.offset is not None]
 
 
 def _slots(sequence: Sequence) -> list[int]:

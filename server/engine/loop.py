@@ -8,9 +8,10 @@ import msgspec
 
 from model.step import Runner, SamplingParams, StepBatch
 from server.engine.blocks import BlockPool
-from server.engine.channel import SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
+from server.engine.channel import Pixels, SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner, PixelReader
+from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import NewTokens, Scheduler
@@ -56,7 +57,8 @@ class EngineLoop:
             read_memory: bytes in use now and at the peak.
         """
         blocks = BlockPool(runner.info.num_kv_blocks, runner.info.kv_block_tokens)
-        vision = VisionCache(runner.info.num_crop_slots, runner.info.num_vision_blocks)
+        host = HostTier(runner.info.num_host_slots)
+        vision = VisionCache(runner.info.num_crop_slots, runner.info.num_vision_blocks, host)
         self._runner = runner
         self._inbox = inbox
         self._publish = publish
@@ -67,7 +69,9 @@ class EngineLoop:
             max_tokens=limits.max_draft_tokens, crop_queries=limits.crop_queries, keeps_answers=prefix_cache
         )
         self._scheduler = Scheduler(limits, blocks, prefixes, self._encoder, drafter)
-        self._stats = StatsRecorder(self._scheduler, blocks, prefixes, vision, drafter, read_memory)
+        self._stats = StatsRecorder(
+            self._scheduler, blocks, prefixes, vision, drafter, read_memory, crop_bytes=runner.info.crop_bytes
+        )
         self._stats_due = clock()
         self._num_failed_steps = 0
 
@@ -79,20 +83,21 @@ class EngineLoop:
         """
         while self._take_commands():
             batch = self._scheduler.schedule(self._clock())
+            if wanted := self._encoder.take_wanted():
+                # Before the step, which may take seconds: the API process decodes meanwhile.
+                self._publish(Update([], [], None, wanted))
             self._report([] if batch is None else self._step(batch))
-
-    @property
-    def _is_idle(self) -> bool:
-        return self._scheduler.num_running == self._scheduler.num_waiting == 0
 
     def _take_commands(self) -> bool:
         """False after a Shutdown. With nothing else to do, waits for a command, at most until the next heartbeat."""
-        command = self._next_command(HEARTBEAT_S if self._is_idle else 0.0)
+        command = self._next_command(HEARTBEAT_S if self._scheduler.is_idle else 0.0)
         while command is not None:
             if isinstance(command, Shutdown):
                 return False
             if isinstance(command, Submit):
                 self._submit(command)
+            elif isinstance(command, Pixels):
+                self._scheduler.supply(command.request_id, command.offsets)
             else:
                 self._scheduler.abort(command.request_id, command.choice)
             command = self._next_command(0.0)
@@ -146,7 +151,7 @@ class EngineLoop:
         released = self._encoder.take_released()
         now = self._clock()
         stats = None
-        if self._is_idle or now >= self._stats_due:
+        if self._scheduler.is_idle or now >= self._stats_due:
             stats = self._stats.snapshot()
             self._stats_due = now + STATS_INTERVAL_S
         if tokens or released or stats is not None:

@@ -1,49 +1,68 @@
 """GenerationRequest -> PreparedRequest: prompt ids, crops, seeds and limits. Pure CPU work, in worker threads.
 
 In the order of cost, so that refusing is cheap: crops are planned from the sizes in the headers, the prompt is built
-and held against the context, and only then is a pixel decoded.
+and held against the context, and only then is a pixel decoded; of a picture that the engine has seen, not even then.
 """
 
 import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from model.config import ModelConfig
-from model.prompt import CropSpan, Prompt, Turn, build_prompt
+from model.prompt import Prompt, Turn, build_prompt
 from model.slicing import SlicePlan, cut, plan_slices
 from model.tokenizer import TextError, Tokenizer
 from server.engine.arena import padded
+from server.engine.pictures import PictureIndex, crop_hash, file_hash
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import decode_image
 from server.request import GenerationRequest, ImageInput, Usage
+
+_Result = TypeVar("_Result")
+
+Pixels = npt.NDArray[np.uint8]
+"""Of one crop: height x width x 3, RGB, contiguous."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the pixels of a picture's crops are made of."""
+
+    image: ImageInput
+    slices: SlicePlan
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedCrop:
     """One crop's pixels and where its vectors go in the prompt."""
 
-    pixels: npt.NDArray[np.uint8]
-    """Height x width x 3, RGB, contiguous."""
+    pixels: Pixels | None
+    """None: the picture was not decoded, since this engine has been given its crops before."""
+    width: int
+    height: int
     start: int
     """Position in the prompt of the first of its query tokens."""
     content_hash: bytes
-    """16 bytes over size and pixels."""
+    """16 bytes over salt, size and pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageWork:
     """What one picture cost before it went to the engine."""
 
-    decode_s: float
-    slice_s: float
     num_crops: int
+    decode_s: float | None
+    """None, like the next one, for a picture that was not decoded."""
+    slice_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,8 @@ class PreparedRequest:
     """Ids to generate at most in each choice; fits the context."""
     image_work: tuple[ImageWork, ...]
     """One for each picture."""
+    pictures: tuple[Picture, ...]
+    """All of them, if any was not decoded: the engine may ask for the pixels. Else none: the files can be let go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +99,9 @@ class EngineLimits:
 class _Plan:
     """A request of which everything is known but the pixels."""
 
-    images: tuple[ImageInput, ...]
-    slices: tuple[SlicePlan, ...]
+    pictures: tuple[Picture, ...]
+    names: tuple[bytes, ...]
+    """Of the pictures, by content."""
     prompt: Prompt
     usage: Usage
     max_tokens: int
@@ -102,8 +124,12 @@ class Preparer:
         self._image_threads = ThreadPoolExecutor(num_image_threads, thread_name_prefix="image")
         self._longest_token_bytes = max(len(tokenizer.id_to_bytes(i)) for i in range(tokenizer.vocab_size))
 
-    async def prepare(self, request: GenerationRequest, limits: EngineLimits) -> PreparedRequest:
+    async def prepare(self, request: GenerationRequest, limits: EngineLimits, index: PictureIndex) -> PreparedRequest:
         """Everything the engine needs of the request.
+
+        Args:
+            limits: of the engine.
+            index: the pictures that the engine has seen; new ones are added.
 
         Raises:
             ContextOverflow: prompt and answer do not fit.
@@ -112,7 +138,7 @@ class Preparer:
         """
         # Not in the threads for pictures: a text must not wait until a storm of pictures is over.
         plan = await asyncio.to_thread(self._plan, request, limits)
-        crops, work = await self._crops(plan)
+        crops, work = await self._crops(plan, index, request.cache_salt)
         return PreparedRequest(
             request=request,
             usage=plan.usage,
@@ -121,7 +147,17 @@ class Preparer:
             seeds=choice_seeds(request.seed, request.num_choices),
             max_tokens=plan.max_tokens,
             image_work=work,
+            pictures=plan.pictures if any(crop.pixels is None for crop in crops) else (),
         )
+
+    async def cut(self, pictures: Sequence[Picture]) -> tuple[list[Pixels], list[ImageWork]]:
+        """The pixels of all crops of these pictures, in their order, and what each picture cost.
+
+        Raises:
+            InvalidImage: a picture cannot be decoded.
+        """
+        results = await self._in_threads([partial(_cut, picture) for picture in pictures])
+        return [pixels for crops, _ in results for pixels in crops], [work for _, work in results]
 
     def close(self) -> None:
         self._image_threads.shutdown(wait=False, cancel_futures=True)
@@ -142,7 +178,8 @@ class Preparer:
         usage = _usage(images, plans, len(prompt.token_ids), num_queries)
         max_tokens = _max_tokens(request.max_tokens, usage, limits)
         _check_crops(plans, limits)
-        return _Plan(images, plans, prompt, usage, max_tokens)
+        names = tuple(file_hash(image.data, request.cache_salt) for image in images)
+        return _Plan(tuple(map(Picture, images, plans)), names, prompt, usage, max_tokens)
 
     def _plan_slices(self, image: ImageInput) -> SlicePlan:
         return plan_slices(image.width, image.height, self._config.slicing)
@@ -160,21 +197,39 @@ class Preparer:
                 param="messages",
             )
 
-    async def _crops(self, plan: _Plan) -> tuple[tuple[PreparedCrop, ...], tuple[ImageWork, ...]]:
+    async def _crops(
+        self, plan: _Plan, index: PictureIndex, cache_salt: bytes
+    ) -> tuple[tuple[PreparedCrop, ...], tuple[ImageWork, ...]]:
+        """The crops of all pictures; those that are not known are decoded, and known from now on."""
+        known = [index.find(name, picture.slices) for name, picture in zip(plan.names, plan.pictures, strict=True)]
+        new = [picture for picture, hashes in zip(plan.pictures, known, strict=True) if hashes is None]
+        cut = iter(await self._in_threads([partial(_cut_and_hash, picture, cache_salt) for picture in new]))
         spans = iter(plan.prompt.crop_spans)
+        crops: list[PreparedCrop] = []
+        works = []
+        for name, picture, hashes in zip(plan.names, plan.pictures, known, strict=True):
+            pixels: Sequence[Pixels | None] = [None] * picture.slices.num_crops
+            work = ImageWork(picture.slices.num_crops, None, None)
+            if hashes is None:
+                pixels, hashes, work = next(cut)
+                index.add(name, picture.slices, hashes)
+            sizes = picture.slices.crop_sizes
+            crops += [
+                PreparedCrop(crop_pixels, width, height, next(spans).start, content_hash)
+                for crop_pixels, (width, height), content_hash in zip(pixels, sizes, hashes, strict=True)
+            ]
+            works.append(work)
+        return tuple(crops), tuple(works)
+
+    async def _in_threads(self, jobs: Sequence[Callable[[], _Result]]) -> list[_Result]:
+        """What the jobs return, in their order."""
         loop = asyncio.get_running_loop()
-        jobs = [
-            loop.run_in_executor(
-                self._image_threads, _cut_image, image, slices, [next(spans) for _ in slices.crop_sizes]
-            )
-            for image, slices in zip(plan.images, plan.slices, strict=True)
-        ]
+        futures = [loop.run_in_executor(self._image_threads, job) for job in jobs]
         try:
-            results = await asyncio.gather(*jobs)
+            return await asyncio.gather(*futures)
         finally:
-            for job in jobs:
-                job.cancel()  # when one failed, the others are not worth starting
-        return tuple(crop for crops, _ in results for crop in crops), tuple(work for _, work in results)
+            for future in futures:
+                future.cancel()  # when one failed, the others are not worth starting
 
 
 def choice_seeds(seed: int | None, num_choices: int) -> tuple[int, ...]:
@@ -227,23 +282,17 @@ def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
         )
 
 
-def _cut_image(image: ImageInput, plan: SlicePlan, spans: Sequence[CropSpan]) -> tuple[list[PreparedCrop], ImageWork]:
+def _cut(picture: Picture) -> tuple[list[Pixels], ImageWork]:
     began = time.perf_counter()
     try:
-        decoded = decode_image(image)
+        decoded = decode_image(picture.image)
     except InvalidImage as err:
-        raise err.at(image.param) from err
+        raise err.at(picture.image.param) from err
     after_decode = time.perf_counter()
-    crops = [
-        PreparedCrop(pixels, span.start, _content_hash(pixels))
-        for pixels, span in zip(cut(decoded, plan), spans, strict=True)
-    ]
-    work = ImageWork(after_decode - began, time.perf_counter() - after_decode, len(crops))
-    return crops, work
+    crops = cut(decoded, picture.slices)
+    return crops, ImageWork(len(crops), after_decode - began, time.perf_counter() - after_decode)
 
 
-def _content_hash(pixels: npt.NDArray[np.uint8]) -> bytes:
-    height, width, _ = pixels.shape
-    digest = hashlib.blake2b(width.to_bytes(4, "big") + height.to_bytes(4, "big"), digest_size=16)
-    digest.update(pixels.data.cast("B"))
-    return digest.digest()
+def _cut_and_hash(picture: Picture, cache_salt: bytes) -> tuple[list[Pixels], tuple[bytes, ...], ImageWork]:
+    crops, work = _cut(picture)
+    return crops, tuple(crop_hash(pixels, cache_salt) for pixels in crops), work

@@ -10,7 +10,7 @@ A step is planned in five parts:
              youngest running sequence is preempted. So the oldest always goes on, and everybody comes to be the oldest.
     admit    waiting sequences in order of arrival: a state slot, a slot for each crop, blocks for all known tokens.
              What the prefix cache has of these tokens counts as computed (server.engine.prefix_cache). Nobody is
-             admitted in a step that preempts somebody
+             admitted in a step that preempts somebody, or while its pixels have to be sent first
     encode   crops of running sequences (server.engine.encoding), before the rows of the same step need them
     prefill  running sequences in order of arrival share what the decode rows left of the token budget
     draft    where few decode, and tokens and blocks are left over, guesses at their next ids are computed along
@@ -80,6 +80,11 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing can be done until a request or pixels come."""
+        return not self._running and len(self._waiting) == self._encoder.num_awaiting
+
     def add(self, sequence: Sequence) -> None:
         """Queues a new sequence. That it fits the KV cache and the vision cache alone was seen before it came here."""
         assert sequence.prompt_ids
@@ -96,8 +101,12 @@ class Scheduler:
             if sequence.request_id == request_id and choice in (None, sequence.choice):
                 self._remove(sequence)
 
+    def supply(self, request_id: int, offsets: list[int]) -> None:
+        """The pixels of all crops of a request have come; it may have ended by now."""
+        self._encoder.supply((one for one in self._waiting if one.request_id == request_id), offsets)
+
     def schedule(self, now: float) -> StepBatch | None:
-        """The next step's work, or None when there is no sequence."""
+        """The next step's work, or None when there is no sequence, or each of them waits for pixels."""
         num_preemptions = self.num_preemptions
         decoding = self._decoding()
         if self.num_preemptions == num_preemptions:  # else one that shares its blocks could come back at once
@@ -107,8 +116,7 @@ class Scheduler:
         budget = self._limits.max_step_tokens - len(decoding)
         chunks += self._prefill_chunks(budget, encode, decoding=bool(decoding))
         if not chunks and not encode:
-            assert not self._waiting
-            assert not self._running
+            assert self.is_idle
             return None
         self._draft(decoding, self._limits.max_step_tokens - sum(end - one.num_computed for one, end in chunks))
         for sequence, _ in chunks:
@@ -117,6 +125,7 @@ class Scheduler:
             starts=tuple(self._start(sequence) for sequence, _ in chunks if not sequence.has_state),
             encode=encode,
             rows=tuple(self._row(sequence, end) for sequence, end in chunks),
+            copies=self._encoder.take_copies(),
         )
 
     def update(self, batch: StepBatch, output: StepOutput, now: float) -> list[NewTokens]:
@@ -141,7 +150,7 @@ class Scheduler:
     def fail(self, batch: StepBatch) -> list[Sequence]:
         """Removes and returns every sequence that a failed step worked for: its rows', and its crops' users."""
         state_slots = {row.state_slot for row in batch.rows}
-        crop_slots = {work.crop_slot for work in batch.encode}
+        crop_slots = self._encoder.fail(batch)
         failed = [
             sequence
             for sequence in self._live()
@@ -205,7 +214,7 @@ class Scheduler:
         Nobody overtakes a sequence that waits for a state slot or for KV blocks, so that it gets them. A sequence
         that waits for crop slots is overtaken by those that need none; no later one with pictures takes them away.
         One that waits for blocks which a running sequence is about to compute is overtaken by anybody: they are
-        there after the next steps, and then it is first again.
+        there after the next steps, and then it is first again. So is one that waits for pixels: it holds nothing.
         """
         if not self._waiting or not self._free_state_slots:
             return
@@ -220,10 +229,12 @@ class Scheduler:
             cached = self._prefixes.find(sequence)
             if self._prefixes.is_coming(sequence, len(cached), coming):
                 continue
+            num_cached = len(cached) * self._blocks.block_tokens
+            if self._encoder.lacks_pixels(sequence, num_cached):
+                continue
             num_shared = self._blocks.num_referenced(cached)
             if self._blocks.blocks_for(sequence.num_known) - num_shared > num_spare:
                 return
-            num_cached = len(cached) * self._blocks.block_tokens
             if crops_are_short and self._encoder.needs_slots(sequence, num_cached):
                 continue
             if not self._encoder.acquire(sequence, num_cached):

@@ -36,7 +36,7 @@ class Sequence:
     prompt_ids: list[int]
     """Shared by the sequences of one request; never changed."""
     crops: tuple[Crop, ...]
-    """In order of position."""
+    """In order of position. Their offsets change when their pixels are given up, or come later."""
     sampling: SamplingParams
     seed: int
     max_tokens: int

@@ -17,6 +17,7 @@ from server.engine.channel import (
     Abort,
     Crop,
     FromEngine,
+    Pixels,
     Ready,
     Sampling,
     Shutdown,
@@ -25,9 +26,11 @@ from server.engine.channel import (
     Submit,
     ToEngine,
 )
-from server.engine.prepare import PreparedCrop, PreparedRequest
+from server.engine.pictures import PictureIndex
+from server.engine.prepare import PreparedRequest
 from server.engine.process import EXIT_WAIT_S, EngineProcess, EngineStartError
-from server.errors import EngineUnavailable
+from server.engine.supply import Decode, PixelSupply
+from server.errors import EngineUnavailable, InternalError
 from server.request import TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -36,12 +39,17 @@ logger = logging.getLogger(__name__)
 class EngineSession:
     """`ready` tells when requests may run, and `over` when none may any more."""
 
-    def __init__(self, process: EngineProcess, tokenizer: Tokenizer, on_stats: Callable[[Stats], None]) -> None:
+    def __init__(
+        self, process: EngineProcess, tokenizer: Tokenizer, on_stats: Callable[[Stats], None], decode: Decode
+    ) -> None:
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         """Fails with EngineStartError when the process ends before."""
         self.over = asyncio.Event()
         """The engine is gone, or going, and every stream has been told."""
+        self.pictures = PictureIndex(0)
+        """What this engine has been given, at most as many pictures as it can keep crops; gone with it."""
         self._process = process
+        self._supply = PixelSupply(process.arena, decode, send=self._send_pixels, fail=self._fail_answer)
         self._tokenizer = tokenizer
         self._on_stats = on_stats
         self._answers: dict[int, Answer] = {}
@@ -62,14 +70,18 @@ class EngineSession:
 
     async def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
         """Run a request; see `server.engine.client.Engine.stream`."""
-        offsets = await self._place(prepared.crops)
+        try:
+            offsets = await self._supply.place([crop.pixels for crop in prepared.crops if crop.pixels is not None])
+        except ArenaClosed as err:
+            raise self._unavailable() from err
         if self.over.is_set():
             raise self._unavailable()
         request_id = next(self._request_ids)
         submit = self._submit(request_id, prepared, offsets)
         answer = Answer(prepared.request, self._tokenizer, lambda choice: self._send(Abort(request_id, choice)))
-        del prepared  # megabytes of pixels and files, not needed for as long as the answer takes
         self._answers[request_id] = answer
+        self._supply.offer(request_id, prepared.pictures)
+        del prepared  # megabytes of pixels and files, else not needed for as long as the answer takes
         try:
             self._send(submit)
             logger.debug("submitted to the engine as request %d", request_id)
@@ -79,6 +91,7 @@ class EngineSession:
                     yield event
         finally:
             del self._answers[request_id]
+            self._supply.withdraw(request_id)
             if not answer.is_finished:
                 # The engine still holds ranges of the arena and reports them like any others when it lets go.
                 self._send(Abort(request_id, None))
@@ -99,36 +112,17 @@ class EngineSession:
         self._process.kill()
         await self.ended()
 
-    async def _place(self, crops: Sequence[PreparedCrop]) -> list[int]:
-        """Copy the pixels into the arena, once there is room; returns their offsets."""
-        if not crops:
-            return []
-        try:
-            offsets = await self._process.arena.allocate([crop.pixels.nbytes for crop in crops])
-        except ArenaClosed as err:
-            raise self._unavailable() from err
-        # In a thread: the first touch of shared pages makes a large picture cost several milliseconds.
-        writing = asyncio.get_running_loop().run_in_executor(None, self._write, crops, offsets)
-        try:
-            await asyncio.shield(writing)
-        except BaseException:
-            # Not before the thread has finished: the ranges would be another request's by then.
-            writing.add_done_callback(lambda _: self._process.arena.free(offsets))
-            raise
-        return offsets
-
-    def _write(self, crops: Sequence[PreparedCrop], offsets: Sequence[int]) -> None:
-        for crop, offset in zip(crops, offsets, strict=True):
-            self._process.arena.write(offset, crop.pixels.data.cast("B"))
-
     def _submit(self, request_id: int, prepared: PreparedRequest, offsets: Sequence[int]) -> Submit:
         request = prepared.request
+        sent = iter(offsets)
         return Submit(
             request_id=request_id,
             prompt_ids=list(prepared.prompt_ids),
             crops=[
-                Crop(offset, crop.pixels.shape[1], crop.pixels.shape[0], crop.start, crop.content_hash)
-                for crop, offset in zip(prepared.crops, offsets, strict=True)
+                Crop(
+                    None if crop.pixels is None else next(sent), crop.width, crop.height, crop.start, crop.content_hash
+                )
+                for crop in prepared.crops
             ],
             sampling=Sampling(**{name: getattr(request.sampling, name) for name in Sampling.__struct_fields__}),
             seeds=list(prepared.seeds),
@@ -136,6 +130,12 @@ class EngineSession:
             eos_id=None if request.ignore_eos else self._tokenizer.eos_id,
             cache_salt=request.cache_salt,
         )
+
+    def _send_pixels(self, request_id: int, offsets: list[int]) -> None:
+        self._send(Pixels(request_id, offsets))
+
+    def _fail_answer(self, request_id: int) -> None:
+        self._answers[request_id].fail(InternalError("the pictures of this request could not be decoded again"))
 
     def _send(self, message: ToEngine) -> None:
         if not self.over.is_set():
@@ -155,6 +155,7 @@ class EngineSession:
     def _apply(self, message: FromEngine) -> None:
         if isinstance(message, Ready):
             self._start_s = time.monotonic() - self._began_s
+            self.pictures = PictureIndex(message.num_crop_slots + message.num_host_slots)
             if not self.ready.done():
                 self.ready.set_result(message)
         elif isinstance(message, StartFailed):
@@ -165,6 +166,8 @@ class EngineSession:
                 if (answer := self._answers.get(tokens.request_id)) is not None:
                     answer.put(tokens)
             self._process.arena.free(message.released)
+            for request_id in message.wanted:
+                self._supply.ask(request_id)
             if message.stats is not None:
                 self._on_stats(message.stats)
 

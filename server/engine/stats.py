@@ -37,13 +37,17 @@ class StatsRecorder:
         vision: VisionCache,
         drafter: Drafter,
         read_memory: MemoryReader,
+        *,
+        crop_bytes: int,
     ) -> None:
+        """`crop_bytes`: of one encoded crop."""
         self._scheduler = scheduler
         self._blocks = blocks
         self._prefixes = prefixes
         self._vision = vision
         self._drafter = drafter
         self._read_memory = read_memory
+        self._crop_bytes = crop_bytes
         self._added = _Added()
         self._reported = self._totals()
         """As they were at the last snapshot."""
@@ -63,7 +67,8 @@ class StatsRecorder:
         added, self._added = self._added, _Added()
         before, self._reported = self._reported, self._totals()
         since = [now - then for now, then in zip(self._reported, before, strict=True)]
-        preemptions, prefix_queries, prefix_hits, crop_queries, crop_hits, drafted, accepted = since
+        preemptions, prefix_queries, prefix_hits, drafted, accepted, *crops = since
+        crop_queries, crop_hits, crop_evictions, host_crop_queries, host_crop_hits, host_crop_evictions = crops
         memory_bytes, peak_memory_bytes = self._read_memory()
         return Stats(
             num_running=self._scheduler.num_running,
@@ -82,16 +87,23 @@ class StatsRecorder:
             crops_encoded=added.crops_encoded,
             crop_queries=crop_queries,
             crop_hits=crop_hits,
+            host_crop_queries=host_crop_queries,
+            host_crop_hits=host_crop_hits,
+            crop_evictions=crop_evictions,
+            host_crop_evictions=host_crop_evictions,
+            crop_bytes=self._vision.num_used * self._crop_bytes,
+            host_crop_bytes=self._vision.host.num_used * self._crop_bytes,
             encode_s=added.encode_s,
             memory_bytes=memory_bytes,
             peak_memory_bytes=peak_memory_bytes,
         )
 
-    def _totals(self) -> tuple[int, int, int, int, int, int, int]:
-        prefixes, vision = self._prefixes, self._vision
+    def _totals(self) -> tuple[int, ...]:
+        prefixes, vision, host = self._prefixes, self._vision, self._vision.host
         return (
             self._scheduler.num_preemptions,
             *(prefixes.num_queries, prefixes.num_hits),
-            *(vision.num_queries, vision.num_hits),
             *(self._drafter.num_drafted, self._drafter.num_accepted),
+            *(vision.num_queries, vision.num_hits, vision.num_evictions),
+            *(host.num_queries, host.num_hits, host.num_evictions),
         )

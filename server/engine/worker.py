@@ -104,6 +104,7 @@ def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple
         max_num_sequences=config.max_num_sequences,
         max_step_tokens=max_step_tokens,
         num_crop_slots=config.num_crop_slots,
+        host_cache_bytes=config.host_cache_bytes,
         pixel_buffer_bytes=config.arena_bytes,
         progress=_ProgressLog(),
     )
@@ -152,6 +153,7 @@ def _ready(info: RunnerInfo, kernels: str | None) -> Ready:
         num_kv_blocks=info.num_kv_blocks,
         kv_block_tokens=info.kv_block_tokens,
         num_crop_slots=info.num_crop_slots,
+        num_host_slots=info.num_host_slots,
         load_s=info.load_s,
         kernels=kernels,
     )

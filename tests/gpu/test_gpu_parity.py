@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.runtime.memory_plan import Wishes
-from model.step import SamplingParams
+from model.step import CropCopy, EncodeWork, SamplingParams, StepBatch
 from tests.support.driver import GREEDY, Conversation, golden_crops, run
 from tests.support.forward import crop_stages, language_stages
 from tests.support.golden import TINY_V1, TINY_V2, case_names, load_case
@@ -93,3 +93,19 @@ def test_cache_planned_from_the_free_memory():
     assert runner.info.num_kv_blocks == 16 * 4096 // 16
     free_bytes, _ = torch.cuda.mem_get_info()
     assert free_bytes > 0
+
+
+def test_crops_that_change_places_by_way_of_the_host():
+    runner = tiny_runner(TINY_V2, DEVICE)
+    crops = [pixels for _, pixels in golden_crops(load_case("wide_4to1"))][:2]
+    works = tuple(
+        EncodeWork(slot, pixels.shape[1], pixels.shape[0], 0, runner.info.num_vision_blocks, pixels.tobytes())
+        for slot, pixels in enumerate(crops)
+    )
+    places = torch.arange(2 * 64, device=DEVICE)
+    runner.run(StepBatch(starts=(), encode=works, rows=()))
+    before = runner._encoder.vectors(places).clone()
+    copies = (CropCopy(0, 1, to_host=True), CropCopy(1, 0, to_host=True))
+    copies += (CropCopy(0, 0, to_host=False), CropCopy(1, 1, to_host=False))
+    runner.run(StepBatch(starts=(), encode=(), rows=(), copies=copies))
+    assert torch.equal(runner._encoder.vectors(places), before.roll(64, 0))

@@ -30,7 +30,7 @@ def machine(total_bytes=8 * GIB, *, kind="cuda", half="bf16", fast_half=True, fr
 
 def limits(config=OFFICIAL, kind="cuda", **changes):
     fields = {"max_context_tokens": None, "max_num_sequences": 32, "max_step_tokens": None, "num_crop_slots": 16}
-    return make_limits(config, kind, **(fields | {"pixel_buffer_bytes": 0} | changes))
+    return make_limits(config, kind, **(fields | {"host_cache_bytes": 0, "pixel_buffer_bytes": 0} | changes))
 
 
 def taken(device=None, config=OFFICIAL, **wishes):
@@ -151,6 +151,27 @@ def test_host_gives_a_quarter_of_what_is_left_and_at_most_four_gib():
 def test_never_more_than_all_sequences_can_fill():
     few = limits(max_num_sequences=2, max_context_tokens=1001)
     assert plan_memory(OFFICIAL, machine(100 * GIB), few, Wishes()).num_kv_blocks == 2 * 63
+
+
+def test_pictures_that_left_the_device_take_host_memory():
+    crop_bytes = 64 * 2304 * 2
+    for kind, memory, expected in (
+        ("cuda", 8 * GIB, 512 * MIB),
+        ("cpu", 32 * GIB, 512 * MIB),
+        ("cpu", 6 * GIB, 384 * MIB),
+    ):
+        device, wishes = machine(64 * GIB, kind=kind), Wishes(memory=memory)
+        without, default, fixed = (
+            plan_memory(OFFICIAL, device, limits(kind=kind, host_cache_bytes=size), wishes)
+            for size in (0, None, expected)
+        )
+        assert default == fixed
+        assert (default.crop_bytes, default.num_host_slots) == (crop_bytes, expected // crop_bytes)
+        assert without.num_host_slots == 0
+        # Beside a GPU it is no part of what was promised.
+        taken_bytes = default.num_host_slots * crop_bytes if kind == "cpu" else 0
+        assert default.image_bytes - without.image_bytes == taken_bytes
+        assert default.total_bytes <= memory
 
 
 def test_share_of_the_device():

@@ -9,6 +9,7 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
+from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import NewTokens, Scheduler
@@ -27,12 +28,14 @@ class FakeArena:
     def __init__(self) -> None:
         self._pixels: dict[int, bytes] = {}
         self._num_bytes = 0
+        self.num_put = 0
 
     def put(self, pixels: bytes) -> int:
         """The offset of a new crop."""
         offset = self._num_bytes
         self._pixels[offset] = pixels
         self._num_bytes += len(pixels)
+        self.num_put += 1
         return offset
 
     def read(self, offset: int, num_bytes: int) -> memoryview:
@@ -59,6 +62,11 @@ def make_crops(arena: FakeArena, crops: Ordered[tuple[int, int]]) -> tuple[Crop,
         Crop(arena.put(crop_pixels(content)), CROP_WIDTH, CROP_HEIGHT, start, content.to_bytes(16))
         for start, content in crops
     )
+
+
+def without_pixels(crops: Ordered[tuple[int, int]]) -> tuple[Crop, ...]:
+    """The same, but their pixels are not sent."""
+    return tuple(Crop(None, CROP_WIDTH, CROP_HEIGHT, start, content.to_bytes(16)) for start, content in crops)
 
 
 def make_sequence(
@@ -123,6 +131,8 @@ class Engine:
     batches: list[StepBatch] = field(default_factory=list)
     news: list[NewTokens] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+    """Requests whose pixels the engine has asked for and not got."""
 
     def submit(
         self, num_prompt: int = 5, *, crops: Ordered[tuple[int, int]] = (), num_choices: int = 1, **request: Any
@@ -144,6 +154,13 @@ class Engine:
         self.scheduler.check_invariants()
         return sequences
 
+    def supply(self, sequence: Sequence) -> None:
+        """The API process sends the pixels of all crops of a request."""
+        self.wanted = [request_id for request_id in self.wanted if request_id != sequence.request_id]
+        offsets = [self.arena.put(crop_pixels(int.from_bytes(crop.content_hash))) for crop in sequence.crops]
+        self.scheduler.supply(sequence.request_id, offsets)
+        self.settle()
+
     def add(self, num_prompt: int = 5, **request: Any) -> Sequence:
         """The sequence of one new request."""
         (sequence,) = self.submit(num_prompt, **request)
@@ -151,6 +168,7 @@ class Engine:
 
     def schedule(self) -> StepBatch | None:
         batch = self.scheduler.schedule(self.now)
+        self.wanted += self.encoder.take_wanted()
         self.scheduler.check_invariants()
         return batch
 
@@ -202,7 +220,7 @@ def make_engine(
     """An engine over a fake runner of these sizes, with `limits` as `make_limits` takes them."""
     info = info or make_info()
     blocks = BlockPool(info.num_kv_blocks, info.kv_block_tokens)
-    vision = VisionCache(info.num_crop_slots, info.num_vision_blocks)
+    vision = VisionCache(info.num_crop_slots, info.num_vision_blocks, HostTier(info.num_host_slots))
     arena = FakeArena()
     sizes = {"num_state_slots": info.num_state_slots, "max_step_draws": info.max_step_draws}
     step_limits = make_limits(**(sizes | limits))

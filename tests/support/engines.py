@@ -31,6 +31,10 @@ class Recorder:
     num_restarts: int = 0
     num_running: int = 0
     crops: list[int] = field(default_factory=list)
+    """Of each picture that was decoded."""
+    num_known: int = 0
+    """Pictures that were not decoded."""
+    num_decoded_again: int = 0
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_ready(self, ready: Ready) -> None:
@@ -41,10 +45,18 @@ class Recorder:
         self.num_running = stats.num_running
         self._news.set()
 
-    def on_image(self, *, decode_s: float, slice_s: float, num_crops: int) -> None:
-        assert decode_s > 0
-        assert slice_s > 0
-        self.crops.append(num_crops)
+    def on_image(self, *, num_crops: int, decode_s: float | None, slice_s: float | None) -> None:
+        assert (decode_s is None) == (slice_s is None)
+        if decode_s is None or slice_s is None:
+            self.num_known += 1
+        else:
+            assert min(decode_s, slice_s) > 0
+            self.crops.append(num_crops)
+
+    def on_image_again(self, *, decode_s: float, slice_s: float) -> None:
+        assert min(decode_s, slice_s) > 0
+        self.num_decoded_again += 1
+        self._news.set()
 
     def on_restart(self) -> None:
         self.num_restarts += 1
@@ -78,6 +90,7 @@ def make_engine_config(**changes: Any) -> EngineConfig:
         "num_crop_slots": 16,
         "max_draft_tokens": 7,
         "max_draft_sequences": 4,
+        "host_cache_bytes": 0,
         "prefix_cache": True,
         "arena_bytes": 8 * 2**20,
         "log_level": "warning",

@@ -129,6 +129,7 @@ class FakeEngine:
             seeds=tuple(range(request.num_choices)),
             max_tokens=request.max_tokens or self.model.default_max_tokens,
             image_work=(),
+            pictures=(),
         )
 
     async def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:

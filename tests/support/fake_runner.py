@@ -12,6 +12,8 @@ from hashlib import blake2b
 from model.step import EncodeWork, RunnerInfo, Sampled, SamplingParams, SequenceRow, StepBatch, StepOutput
 from server.engine.sequence import uniform
 
+CROP_BYTES = 100
+"""Of an encoded crop, by what the fake says."""
 ENCODE_BLOCK_S = 0.001
 """Seconds that the fake claims for one tower block of one crop."""
 
@@ -21,6 +23,7 @@ def make_info(
     num_kv_blocks: int = 64,
     kv_block_tokens: int = 4,
     num_crop_slots: int = 8,
+    num_host_slots: int = 0,
     num_state_slots: int = 4,
     max_step_draws: int = 64,
     num_vision_blocks: int = 4,
@@ -29,6 +32,8 @@ def make_info(
         num_kv_blocks=num_kv_blocks,
         kv_block_tokens=kv_block_tokens,
         num_crop_slots=num_crop_slots,
+        num_host_slots=num_host_slots,
+        crop_bytes=CROP_BYTES,
         num_state_slots=num_state_slots,
         max_step_draws=max_step_draws,
         num_vision_blocks=num_vision_blocks,
@@ -54,10 +59,17 @@ class FakeRunner:
         self._states: dict[int, tuple[SamplingParams, list[int]]] = {}
         self._encoding: dict[int, tuple[bytes, int]] = {}
         """By crop slot: digest of the pixels, tower blocks done."""
+        self._host: dict[int, tuple[bytes, int]] = {}
+        """The same by host slot."""
 
     def run(self, batch: StepBatch) -> StepOutput:
         for start in batch.starts:
             self._states[start.state_slot] = (start.sampling, list(start.generated_ids))
+        for copy in batch.copies:
+            if copy.to_host:
+                self._host[copy.host_slot] = self._encoding[copy.crop_slot]
+            else:
+                self._encoding[copy.crop_slot] = self._host[copy.host_slot]
         num_blocks = sum(self._encode(work) for work in batch.encode)
         assert sum(len(row.draw.uniforms) for row in batch.rows if row.draw) <= self.info.max_step_draws
         for row in batch.rows:

@@ -7,7 +7,9 @@ It speaks the real protocol through the real transport. The last user turn's tex
     fail         fails on this request alone
     die          ends the process at once
     nonsense     releases memory that it was never given
-    pixels       generates the first pixel of each crop, as hex digits
+    pixels       generates the first pixel of each crop, as hex digits; asks for pixels that were not sent
+    want         asks for pixels three times, and never goes on
+    hashes       generates the first bytes of the crops' hashes, as hex digits
     salt         generates the cache salt, as hex digits
     silent       says nothing any more, not even that it is alive, and ignores Shutdown
     (else)       generates `max_tokens` ids
@@ -31,6 +33,8 @@ from pathlib import Path
 from queue import Empty
 from typing import Literal
 
+import msgspec
+
 from model.config import load_config
 from model.tokenizer import ASSISTANT_MARKER, USER_MARKER, Tokenizer
 from server.engine.arena import ArenaView
@@ -39,6 +43,7 @@ from server.engine.channel import (
     Crop,
     EngineConfig,
     FromEngine,
+    Pixels,
     Ready,
     SampledToken,
     Shutdown,
@@ -59,6 +64,7 @@ EXIT_STATUS = 7
 NUM_KV_BLOCKS = 100
 KV_BLOCK_TOKENS = 16
 NUM_CROP_SLOTS = 16
+NUM_HOST_SLOTS = 2
 REFUSAL = "the checkpoint is not to my taste"
 
 
@@ -72,6 +78,8 @@ class FakeEngine:
         self._arena = arena
         self._held: dict[int, tuple[Submit, set[int]]] = {}
         """Requests that hold on, with the choices that still do."""
+        self._asked: dict[int, Submit] = {}
+        """Requests that wait for their pixels."""
         self._is_silent = False
 
     def run(self) -> None:
@@ -82,6 +90,8 @@ class FakeEngine:
             match command:
                 case Submit():
                     self._answer(command)
+                case Pixels():
+                    self._supply(command)
                 case Abort():
                     self._abort(command)
                 case Shutdown():
@@ -115,6 +125,17 @@ class FakeEngine:
             case "echo":
                 for choice in choices:
                     self._generate(request, choice, [*encode(argument), self._tokenizer.eos_id], "stop")
+            case "want":
+                self._held[request.request_id] = (request, set(choices))
+                self._end.publish(Update([], [], None, [request.request_id] * 2))
+                self._end.publish(Update([], [], None, [request.request_id]))
+                return
+            case "hashes":
+                text = " ".join(crop.content_hash[:4].hex() for crop in request.crops)
+                self._generate(request, 0, encode(text), "length")
+            case "pixels" if any(crop.offset is None for crop in request.crops):
+                self._asked[request.request_id] = request
+                self._end.publish(Update([], [], None, [request.request_id]))
             case "pixels":
                 self._generate(request, 0, encode(self._first_pixels(request)), "length")
             case "salt":
@@ -124,13 +145,25 @@ class FakeEngine:
                     self._generate(request, choice, encode("a")[:1] * request.max_tokens, "length")
         self._report(released=request.crops)
 
+    def _supply(self, pixels: Pixels) -> None:
+        request = self._asked.pop(pixels.request_id, None)
+        if request is None:
+            self._end.publish(Update([], pixels.offsets, None))
+            return
+        crops = zip(request.crops, pixels.offsets, strict=True)
+        self._answer(
+            msgspec.structs.replace(
+                request, crops=[msgspec.structs.replace(crop, offset=offset) for crop, offset in crops]
+            )
+        )
+
     def _last_words(self, request: Submit) -> str:
         text = self._tokenizer.decode(request.prompt_ids)
         return text.rpartition(USER_MARKER)[2].removesuffix(ASSISTANT_MARKER).rpartition("\n")[2]
 
     def _first_pixels(self, request: Submit) -> str:
         sizes = ((crop.offset, crop.width * crop.height * 3) for crop in request.crops)
-        return " ".join(self._arena.view(offset, size)[:3].hex() for offset, size in sizes)
+        return " ".join(self._arena.view(offset, size)[:3].hex() for offset, size in sizes if offset is not None)
 
     def _generate(self, request: Submit, choice: int, ids: list[int], reason: FinishReason | None) -> None:
         """One update for each id, as from a real engine."""
@@ -155,7 +188,8 @@ class FakeEngine:
     def _report(self, *tokens: Tokens, released: Iterable[Crop] = ()) -> None:
         others = (name for name in Stats.__struct_fields__ if name != "num_running")
         stats = None if tokens else Stats(num_running=len(self._held), **dict.fromkeys(others, 0))
-        self._end.publish(Update(list(tokens), [crop.offset for crop in released], stats))
+        offsets = [crop.offset for crop in released if crop.offset is not None]
+        self._end.publish(Update(list(tokens), offsets, stats))
 
 
 def start(config: EngineConfig) -> FromEngine:
@@ -185,6 +219,7 @@ def start(config: EngineConfig) -> FromEngine:
         num_kv_blocks=NUM_KV_BLOCKS,
         kv_block_tokens=KV_BLOCK_TOKENS,
         num_crop_slots=NUM_CROP_SLOTS,
+        num_host_slots=NUM_HOST_SLOTS,
         load_s=0.0,
         kernels=None,
     )

@@ -14,6 +14,7 @@ from model.runtime.runner import TorchRunner, build_runner
 from tests.support.kernels import only
 
 KV_CACHE_BYTES = 64 * 1024 * 1024
+HOST_CACHE_BYTES = 4 * 1024 * 1024
 
 
 def no_progress(_done_bytes: int, _total_bytes: int) -> None:
@@ -72,6 +73,7 @@ def make_runner(
         max_num_sequences=max_num_sequences,
         max_step_tokens=2048,
         num_crop_slots=64,
+        host_cache_bytes=HOST_CACHE_BYTES,
         pixel_buffer_bytes=0,
         progress=no_progress,
     )

@@ -71,6 +71,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.blocks",
             "server.engine.drafter",
             "server.engine.encoding",
+            "server.engine.host_tier",
             "server.engine.limits",
             "server.engine.loop",
             "server.engine.ngrams",
@@ -86,7 +87,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The one door to torch.
     "worker": (("server.engine.worker",), ("schedule", "runtime", "messages", "words", "model")),
     # The API process's half of the engine, and its front.
-    "prepare": (("server.engine.prepare",), ("messages", "words", "model")),
+    "prepare": (("server.engine.pictures", "server.engine.prepare"), ("messages", "words", "model")),
     "watch": (
         (
             "server.engine.answer",
@@ -94,6 +95,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.process",
             "server.engine.session",
             "server.engine.supervisor",
+            "server.engine.supply",
         ),
         ("prepare", "messages", "words", "model"),
     ),

@@ -27,6 +27,7 @@ READY = Ready(
     num_kv_blocks=100,
     kv_block_tokens=16,
     num_crop_slots=4,
+    num_host_slots=9,
     load_s=12.34,
     kernels=None,
 )

@@ -23,6 +23,12 @@ STATS = Stats(
     crops_encoded=6,
     crop_queries=10,
     crop_hits=4,
+    host_crop_queries=6,
+    host_crop_hits=5,
+    crop_evictions=3,
+    host_crop_evictions=2,
+    crop_bytes=700,
+    host_crop_bytes=500,
     encode_s=1.5,
     memory_bytes=1000,
     peak_memory_bytes=2000,
@@ -64,10 +70,11 @@ def test_engine_snapshots_set_gauges_and_add_to_counters() -> None:
         "speculation_accepted_tokens_total": 10,
         "image_encode_seconds_total": 3,
         "image_crops_encoded_total": 12,
-        "image_cache_queries_total": 20,
-        "image_cache_hits_total": 8,
     }
     assert {name: value(metrics, name) for name in gauges | counters} == gauges | counters
+    for tier, expected in (("device", (20, 8, 6, 700)), ("host", (12, 10, 4, 500))):
+        names = ("queries_total", "hits_total", "evictions_total", "bytes")
+        assert tuple(value(metrics, f"image_cache_{name}", tier=tier) for name in names) == expected
 
 
 def test_restart_empties_the_engine() -> None:
@@ -77,6 +84,7 @@ def test_restart_empties_the_engine() -> None:
     assert value(metrics, "engine_restarts_total") == 1
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio", "engine_memory_bytes"):
         assert value(metrics, name) == 0
+    assert value(metrics, "image_cache_bytes", tier="host") == 0
     assert value(metrics, "generation_tokens_total") == 8
 
 
@@ -96,6 +104,7 @@ def test_ready_describes_the_cache_once() -> None:
                 num_kv_blocks=num_blocks,
                 kv_block_tokens=16,
                 num_crop_slots=4,
+                num_host_slots=9,
                 load_s=1.0,
                 kernels=None,
             )
@@ -121,6 +130,10 @@ def test_pictures() -> None:
     assert value(metrics, "image_slice_seconds_sum") == 0.2
     assert value(metrics, "image_crops_bucket", le="9.0") == 0
     assert value(metrics, "image_crops_bucket", le="10.0") == 1
+    metrics.on_image(decode_s=None, slice_s=None, num_crops=10)
+    metrics.on_image_again(decode_s=0.03, slice_s=0.2)
+    names = ("file_queries_total", "file_hits_total", "file_redecodes_total", "decode_seconds_count", "crops_count")
+    assert [value(metrics, f"image_{name}") for name in names] == [2, 1, 1, 2, 2]
 
 
 def test_remote_pictures() -> None:

@@ -89,6 +89,7 @@ def test_printed_settings_hide_the_keys() -> None:
         (["--device", "gpu"], "device"),
         (["--model", ""], "model"),
         (["--kv-cache-memory", "2 potatoes"], "kv_cache_memory"),
+        (["--image-cache-memory", "1023KiB"], "image_cache_memory"),
         (["--memory", "0"], "memory"),
         (["--memory", "lots"], "memory"),
         (["--kv", "int4"], "kv"),

@@ -10,6 +10,7 @@ from server.engine.channel import (
     Abort,
     ChannelError,
     Crop,
+    Pixels,
     Ready,
     SampledToken,
     Sampling,
@@ -31,7 +32,7 @@ from tests.support.engines import make_engine_config
 SUBMIT = Submit(
     request_id=2**40,
     prompt_ids=[1, 2, 3],
-    crops=[Crop(64, 448, 14, 1, bytes(range(16)))],
+    crops=[Crop(64, 448, 14, 1, bytes(range(16))), Crop(None, 14, 448, 70, bytes(16))],
     sampling=Sampling(0.7, 0.8, 100, 1.05, 0.0, -0.5, 3),
     seeds=[0, 2**63 - 1],
     max_tokens=5,
@@ -50,6 +51,7 @@ READY = Ready(
     num_kv_blocks=1,
     kv_block_tokens=16,
     num_crop_slots=1,
+    num_host_slots=9,
     load_s=0.5,
     kernels="native kernels: avx2",
 )
@@ -62,6 +64,7 @@ STATS = Stats(**dict.fromkeys(Stats.__struct_fields__, 3))
     [
         (make_engine_config(), decode_config),
         (SUBMIT, decode_to_engine),
+        (Pixels(1, [0, 64]), decode_to_engine),
         (Abort(1, None), decode_to_engine),
         (Abort(1, 2), decode_to_engine),
         (Shutdown(), decode_to_engine),
@@ -69,6 +72,7 @@ STATS = Stats(**dict.fromkeys(Stats.__struct_fields__, 3))
         (StartFailed("no file"), decode_from_engine),
         (Update([TOKENS], [0, 64], STATS), decode_from_engine),
         (Update([], [], None), decode_from_engine),
+        (Update([], [], None, [4, 2]), decode_from_engine),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,10 +1,12 @@
 import asyncio
+import itertools
 import os
 import random
 import subprocess
 import sys
 import threading
 from contextlib import aclosing
+from unittest import mock
 
 import pytest
 import uvloop
@@ -13,6 +15,7 @@ from model.step import SamplingParams
 from server.engine import client as client_module
 from server.engine import session as session_module
 from server.engine.arena import Arena
+from server.engine.prepare import Preparer
 from server.errors import EngineUnavailable, InternalError
 from tests.support.engines import (
     TIMEOUT_S,
@@ -29,6 +32,14 @@ from tests.support.fake_worker import KV_BLOCK_TOKENS, NUM_KV_BLOCKS
 
 ONE_IMAGE_BYTES = 1000 * 1000
 """An arena that holds the crop of one small picture, about 600 KB, but not two."""
+
+
+_colors = itertools.count(0x101010)
+
+
+def new_image():
+    """A picture that no engine has seen before."""
+    return make_image(color=f"#{next(_colors):06x}")
 
 
 def run(test, loop_factory=None):
@@ -75,6 +86,109 @@ def test_pixels_reach_the_engine_in_order():
     run(scenario())
 
 
+def test_a_picture_seen_before_is_neither_decoded_nor_sent():
+    async def scenario():
+        recorder = Recorder()
+        # There is no room for the picture while the first request holds it.
+        async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
+            image = new_image()
+            stream, _ = await first_event(client, make_request("hold on", image))
+            assert text_of(await collect(client, make_request("echo twice", image))) == "twice"
+            await stream.aclose()
+        assert (recorder.crops, recorder.num_known, recorder.num_decoded_again) == ([1], 1, 0)
+
+    run(scenario())
+
+
+def test_pixels_that_the_engine_asks_for_come_later():
+    async def scenario():
+        recorder = Recorder()
+        async with running_client(recorder, arena_bytes=2 * ONE_IMAGE_BYTES) as client:
+            old = make_image(color="#123456")
+            assert text_of(await collect(client, make_request("pixels", old))) == "123456"
+            assert text_of(await collect(client, make_request("pixels", old))) == "123456"
+            assert (recorder.crops, recorder.num_known, recorder.num_decoded_again) == ([1], 1, 1)
+            # A picture that was sent is sent again with the one that was not.
+            for _ in range(5):
+                request = make_request("pixels", make_image(color="#abcdef"), old, new_image())
+                assert text_of(await collect(client, request)).startswith("abcdef 123456 ")
+
+    run(scenario())
+
+
+def test_pixels_are_asked_for_in_vain_when_the_client_leaves():
+    async def scenario():
+        recorder = Recorder()
+        turns = random.Random(1)
+        async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
+            image = new_image()
+            await collect(client, make_request("echo first", image))
+            tasks = [asyncio.create_task(collect(client, make_request("want", image))) for _ in range(10)]
+            await recorder.until(lambda seen: seen.num_decoded_again > 1)
+            for task in turns.sample(tasks, len(tasks)):
+                for _ in range(turns.randrange(20)):
+                    await asyncio.sleep(0)
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(result, asyncio.CancelledError) for result in results)
+            # There is room again for every one.
+            for _ in range(3):
+                assert text_of(await collect(client, make_request("echo next", new_image()))) == "next"
+
+    run(scenario())
+
+
+def test_pictures_that_cannot_be_decoded_again_end_one_request_alone(caplog):
+    async def scenario():
+        async with running_client() as client:
+            image = new_image()
+            other, _ = await first_event(client, make_request("hold on", image))
+            with (
+                mock.patch.object(Preparer, "cut", side_effect=MemoryError),
+                pytest.raises(InternalError, match="could not be decoded again"),
+            ):
+                await collect(client, make_request("pixels", image))
+            assert text_of(await collect(client, make_request("echo fine", image))) == "fine"
+            await other.aclose()
+
+    run(scenario())
+    assert "could not be decoded again" in caplog.text
+
+
+def test_a_new_engine_has_seen_no_pictures():
+    async def scenario():
+        recorder = Recorder()
+        async with running_client(recorder) as client:
+            image = make_image(color="#123456")
+            await collect(client, make_request("echo once", image))
+            known = await client.prepare(make_request("pixels", image))
+            assert known.crops[0].pixels is None
+            with pytest.raises(EngineUnavailable):
+                await collect(client, make_request("die"))
+            await recorder.until(lambda seen: seen.num_ready == 2)
+            assert (await client.prepare(make_request("pixels", image))).crops[0].pixels is not None
+            # What was prepared for the old one is good for the new one: it asks.
+            async with asyncio.timeout(TIMEOUT_S):
+                assert text_of([event async for event in client.stream(known)]) == "123456"
+        assert recorder.num_decoded_again == 1
+
+    run(scenario())
+
+
+def test_another_salt_makes_another_crop_of_the_same_picture():
+    async def scenario():
+        recorder = Recorder()
+        async with running_client(recorder) as client:
+            image = new_image()
+            salts = (b"", b"one", b"two", b"one")
+            answers = [text_of(await collect(client, make_request("hashes", image, cache_salt=salt))) for salt in salts]
+            assert len(set(answers)) == 3
+            assert answers[1] == answers[3]
+        assert (recorder.crops, recorder.num_known) == ([1] * 3, 1)
+
+    run(scenario())
+
+
 def test_the_salt_reaches_the_engine():
     async def scenario():
         async with running_client() as client:
@@ -97,7 +211,7 @@ def test_choices_are_told_apart():
 def test_many_streams_at_once():
     async def scenario():
         async with running_client(arena_bytes=2 * ONE_IMAGE_BYTES) as client:
-            requests = [make_request(f"echo number {n}", *[make_image()] * (n % 3)) for n in range(30)]
+            requests = [make_request(f"echo number {n}", *[new_image()] * (n % 3)) for n in range(30)]
             answers = await asyncio.gather(*(collect(client, request) for request in requests))
             assert [text_of(events) for events in answers] == [f"number {n}" for n in range(30)]
 
@@ -151,12 +265,12 @@ def test_leaving_a_stream_frees_the_engine_and_the_arena():
         recorder = Recorder()
         async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
             # So many updates that most are still under way, and find nobody.
-            stream, event = await first_event(client, make_request("hold on" + " and on" * 200, make_image()))
+            stream, event = await first_event(client, make_request("hold on" + " and on" * 200, new_image()))
             assert event.text
             await recorder.until(lambda seen: seen.num_running == 1)
             await stream.aclose()
             await recorder.until(lambda seen: seen.num_running == 0)
-            assert text_of(await collect(client, make_request("echo next", make_image()))) == "next"
+            assert text_of(await collect(client, make_request("echo next", new_image()))) == "next"
 
     run(scenario())
 
@@ -165,12 +279,12 @@ def test_cancelling_before_the_first_token():
     async def scenario():
         recorder = Recorder()
         async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
-            waiting = asyncio.create_task(collect(client, make_request("hold", make_image())))
+            waiting = asyncio.create_task(collect(client, make_request("hold", new_image())))
             await recorder.until(lambda seen: seen.num_running == 1)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            assert text_of(await collect(client, make_request("echo next", make_image()))) == "next"
+            assert text_of(await collect(client, make_request("echo next", new_image()))) == "next"
             assert recorder.num_running == 0
 
     run(scenario())
@@ -179,8 +293,8 @@ def test_cancelling_before_the_first_token():
 def test_cancelling_while_the_arena_is_full():
     async def scenario():
         async with running_client(arena_bytes=ONE_IMAGE_BYTES) as client:
-            holder, _ = await first_event(client, make_request("hold on", make_image()))
-            prepared = await client.prepare(make_request("echo never", make_image()))
+            holder, _ = await first_event(client, make_request("hold on", new_image()))
+            prepared = await client.prepare(make_request("echo never", new_image()))
             waiting = [asyncio.ensure_future(anext(client.stream(prepared))) for _ in range(2)]
             await asyncio.sleep(0)
             # A text needs no room there.
@@ -206,7 +320,7 @@ def test_cancelling_while_pixels_are_copied_keeps_the_range_until_the_copy_ends(
 
     async def scenario():
         async with running_client(arena_bytes=ONE_IMAGE_BYTES) as client:
-            prepared = await client.prepare(make_request("echo seen", make_image()))
+            prepared = await client.prepare(make_request("echo seen", new_image()))
             monkeypatch.setattr(Arena, "write", slow_write)
             cancelled = asyncio.ensure_future(anext(client.stream(prepared)))
             await asyncio.to_thread(copying.wait, TIMEOUT_S)
@@ -227,7 +341,7 @@ def test_requests_that_leave_at_any_moment_leave_nothing_behind():
         recorder = Recorder()
         turns = random.Random(0)
         async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
-            requests = [make_request(f"{turns.choice(['hold', 'echo'])} on", make_image()) for _ in range(40)]
+            requests = [make_request(f"{turns.choice(['hold', 'echo'])} on", new_image()) for _ in range(40)]
             tasks = [asyncio.create_task(collect(client, request)) for request in requests]
             for task in turns.sample(tasks, len(tasks)):
                 for _ in range(turns.randrange(60)):
@@ -236,7 +350,7 @@ def test_requests_that_leave_at_any_moment_leave_nothing_behind():
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(result, list | asyncio.CancelledError) for result in results)
             # There is room again, and nothing is in the way.
-            assert text_of(await collect(client, make_request("echo next", make_image()))) == "next"
+            assert text_of(await collect(client, make_request("echo next", new_image()))) == "next"
             await recorder.until(lambda seen: seen.num_running == 0)
 
     run(scenario())
@@ -246,9 +360,9 @@ def test_when_the_engine_dies_every_request_ends_and_the_next_one_succeeds():
     async def scenario():
         recorder = Recorder()
         async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
-            streaming, _ = await first_event(client, make_request("hold on", make_image()))
+            streaming, _ = await first_event(client, make_request("hold on", new_image()))
             for_arena = asyncio.ensure_future(
-                anext(client.stream(await client.prepare(make_request("a", make_image()))))
+                anext(client.stream(await client.prepare(make_request("a", new_image()))))
             )
             prepared = await client.prepare(make_request("echo later"))
             await recorder.until(lambda seen: seen.num_running == 1)
@@ -267,7 +381,7 @@ def test_when_the_engine_dies_every_request_ends_and_the_next_one_succeeds():
                 client.stream(prepared)
             await recorder.until(lambda seen: seen.num_ready == 2)
             assert client.state == "ready"
-            assert text_of(await collect(client, make_request("echo again", make_image()))) == "again"
+            assert text_of(await collect(client, make_request("echo again", new_image()))) == "again"
 
     run(scenario())
 

@@ -3,7 +3,9 @@
 import pytest
 
 from model.step import CropRows
-from tests.support.builders import expected_of, make_engine
+from server.engine import scheduler as scheduler_module
+from server.engine.sequence import Status
+from tests.support.builders import expected_of, make_crops, make_engine, without_pixels
 from tests.support.fake_runner import make_info
 
 
@@ -221,3 +223,162 @@ def test_more_crops_than_slots_is_refused_before_it_comes_here():
     engine = make_engine(make_info(num_crop_slots=2))
     with pytest.raises(AssertionError):
         engine.add(20, crops=[(0, 1), (4, 2), (8, 3)])
+
+
+# ---- the second tier, and pixels that were not sent ----
+
+
+def seen_before(*contents, **info):
+    """An engine that has the crops encoded; of the last ones as many as its slots hold, and the others on the host."""
+    engine = make_engine(make_info(**info))
+    for content in contents:
+        engine.add(8, crops=[(1, content)])
+        engine.run_to_end()
+    return engine
+
+
+def num_encoded(engine):
+    return sum(len(batch.encode) for batch in engine.batches)
+
+
+def test_a_crop_that_left_the_device_is_copied_back_instead_of_encoded():
+    engine = seen_before(1, 2, num_crop_slots=1, num_host_slots=1)
+    again = engine.add(9, crops=[(2, 1)])
+    batch = engine.step()
+    assert [copy.to_host for copy in batch.copies] == [False]  # the one host slot was spoken for: 2 is lost
+    assert (batch.encode, rows(batch)) == ((), [(0, 9)])
+    engine.run_to_end()
+    assert again.generated_ids == expected_of(again)
+    assert num_encoded(engine) == 2
+    engine.assert_empty()
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_without_pixels_a_resident_crop_is_enough(num_slots):
+    engine = seen_before(1, 2, num_crop_slots=num_slots, num_host_slots=2)
+    num_put = engine.arena.num_put
+    (again,) = engine.submit_crops(9, without_pixels([(2, 1)]), num_choices=1)
+    engine.run_to_end()
+    assert again.generated_ids == expected_of(again)
+    assert (num_encoded(engine), engine.arena.num_put, engine.wanted) == (2, num_put, [])
+    engine.assert_empty()
+
+
+def test_pixels_of_a_crop_that_is_gone_are_asked_for_once():
+    engine = seen_before(1, 2, num_crop_slots=1)
+    sequences = engine.submit_crops(9, without_pixels([(2, 1)]), num_choices=2)
+    text = engine.add(3)
+    engine.step()
+    assert engine.wanted == [sequences[0].request_id]
+    while engine.step() is not None:  # who waits for pixels stands in nobody's way
+        pass
+    assert text.generated_ids == expected_of(text)
+    assert engine.scheduler.is_idle
+    assert engine.scheduler.num_waiting == 2
+    engine.supply(sequences[0])
+    assert not engine.scheduler.is_idle
+    engine.run_to_end()
+    assert engine.wanted == []
+    assert [sequence.generated_ids for sequence in sequences] == [expected_of(sequence) for sequence in sequences]
+    assert num_encoded(engine) == 3
+    engine.assert_empty()
+
+
+def test_who_waits_for_pixels_holds_none_of_the_others():
+    # Two requests that each hold a part of the arena and wait for another part of it would wait for ever.
+    engine = make_engine()
+    crops = make_crops(engine.arena, [(0, 1)]) + without_pixels([(4, 2)])
+    (sequence,) = engine.submit_crops(10, crops, num_choices=1)
+    engine.schedule()
+    engine.settle()
+    assert (engine.wanted, engine.arena.offsets) == ([sequence.request_id], set())
+    engine.supply(sequence)
+    engine.run_to_end()
+    assert sequence.generated_ids == expected_of(sequence)
+    engine.assert_empty()
+
+
+def test_a_crop_that_is_about_to_begin_for_another_is_waited_for():
+    engine, _ = decoding_engine(max_step_vision_blocks=1)
+    engine.add(12, crops=[(0, 1), (4, 2)])
+    (second,) = engine.submit_crops(9, without_pixels([(2, 2)]), num_choices=1)
+    for _ in range(4):
+        engine.step()
+        assert second.crop_slots is None
+    engine.step()  # the first block reads the pixels of 2
+    assert second.crop_slots is None
+    engine.step()
+    assert second.crop_slots is not None
+    while second not in engine.finished:
+        engine.step()
+    assert engine.wanted == []
+    assert second.generated_ids == expected_of(second)
+
+
+def test_when_the_other_one_leaves_before_its_first_block_the_pixels_are_asked_for():
+    engine, _ = decoding_engine(max_step_vision_blocks=1)
+    first = engine.add(12, crops=[(0, 1), (4, 2)])
+    (second,) = engine.submit_crops(9, without_pixels([(2, 2)]), num_choices=1)
+    engine.step()
+    engine.abort(first.request_id)
+    engine.step()
+    assert engine.wanted == [second.request_id]
+
+
+def test_crops_in_cached_tokens_need_no_pixels():
+    engine = seen_before(1, 2, num_crop_slots=1)
+    (again,) = engine.submit_crops(9, without_pixels([(1, 1)]), num_choices=1, prompt_ids=[*range(8), 50])
+    assert engine.batches[0].rows[0].token_ids == list(range(8))
+    engine.run_to_end()
+    assert again.num_cached_prompt == 8
+    assert engine.wanted == []
+    assert again.generated_ids == expected_of(again)
+
+
+@pytest.mark.parametrize("when", ["asked", "unasked", "ended"])
+def test_pixels_that_nobody_needs_are_given_back(when):
+    engine = seen_before(1, num_crop_slots=1)
+    (sequence,) = engine.submit_crops(9, without_pixels([(2, 3 if when == "asked" else 1)]), num_choices=1)
+    engine.step()
+    if when == "asked":
+        engine.abort(sequence.request_id)
+    if when == "ended":
+        engine.run_to_end()
+    engine.supply(sequence)
+    assert engine.arena.offsets == set()
+    engine.run_to_end()
+    engine.assert_empty()
+
+
+def test_pixels_may_be_asked_for_after_a_preemption(monkeypatch):
+    monkeypatch.setattr(scheduler_module, "GROWTH_TOKENS", 0)
+    engine = seen_before(1, num_crop_slots=1, num_kv_blocks=9)
+    old = engine.add(8, crops=[(0, 2)], max_tokens=25)  # evicts the crop's vectors
+    (young,) = engine.submit_crops(
+        10, without_pixels([(1, 1)]), num_choices=1, prompt_ids=[*range(8), 50, 51], max_tokens=20
+    )
+    engine.step()
+    assert young.crop_slots == (None,)  # its picture lies in cached tokens
+    while engine.step() is not None:  # the older one grows into all blocks but one
+        pass
+    assert (young.status, engine.wanted) == (Status.WAITING, [young.request_id])
+    engine.supply(young)
+    engine.run_to_end()
+    assert engine.finished[1:] == [old, young]
+    assert [one.generated_ids for one in (old, young)] == [expected_of(old), expected_of(young)]
+    engine.assert_empty()
+
+
+def test_a_failed_step_takes_what_it_was_to_copy_with_it():
+    engine = seen_before(1, 2, num_crop_slots=1, num_host_slots=2)
+    (again,) = engine.submit_crops(9, without_pixels([(2, 1)]), num_choices=1)
+    batch = engine.schedule()
+    assert [copy.to_host for copy in batch.copies] == [True, False]
+    assert engine.fail(batch) == [again]
+    (third,) = engine.submit_crops(9, without_pixels([(2, 2)]), num_choices=1)
+    engine.step()
+    assert engine.wanted == [third.request_id]  # 2 was on its way to the host
+    engine.supply(third)
+    engine.run_to_end()
+    assert third.generated_ids == expected_of(third)
+    engine.assert_empty()

@@ -7,10 +7,10 @@ import time
 import pytest
 
 from model.step import SamplingParams
-from server.engine.channel import Abort, Sampling, Shutdown, Stamps, Submit
+from server.engine.channel import Abort, Crop, Pixels, Sampling, Shutdown, Stamps, Submit
 from server.engine.loop import HEARTBEAT_S, MAX_FAILED_STEPS, EngineLoop
-from tests.support.builders import CROP_QUERIES, FakeArena, crop_pixels, make_crops, make_limits
-from tests.support.fake_runner import ENCODE_BLOCK_S, FakeRunner, digest, expected_ids, make_info
+from tests.support.builders import CROP_QUERIES, FakeArena, crop_pixels, make_crops, make_limits, without_pixels
+from tests.support.fake_runner import CROP_BYTES, ENCODE_BLOCK_S, FakeRunner, digest, expected_ids, make_info
 
 GREEDY = Sampling(0.0, 1.0, None, 1.0, 0.0, 0.0, None)
 STEP_S = 0.02
@@ -85,7 +85,7 @@ class World:
         fields = {
             "request_id": request_id,
             "prompt_ids": list(prompt_ids),
-            "crops": list(make_crops(self.arena, crops)),
+            "crops": [crop if isinstance(crop, Crop) else make_crops(self.arena, [crop])[0] for crop in crops],
             "sampling": GREEDY,
             "seeds": [0],
             "max_tokens": 4,
@@ -289,6 +289,50 @@ def test_statistics_are_gauges_and_sums_since_the_last_report():
     assert world.total("preemptions") == 0
     last = world.stats[-1]
     assert (last.num_running, last.num_kv_blocks_used, last.num_crop_slots_used) == (0, 0, 0)
+
+
+def test_pixels_that_are_missing_are_asked_for_before_the_step_runs():
+    world = World(num_heartbeats=2)
+    request = world.submit(0, range(8), crops=without_pixels([(1, 5)]))
+    other = world.submit(1, max_tokens=3)
+
+    def on_update(update):
+        if update.wanted:
+            assert (update.wanted, update.stats, world.runner.num_steps) == ([0], None, 0)
+            world.inbox.commands.append(Pixels(0, [world.arena.put(crop_pixels(5))]))
+
+    world.on_update = on_update
+    world.run()
+    assert [world.ids(0), world.ids(1)] == [expected(request), expected(other)]
+    assert sum(len(update.wanted) for update in world.updates) == 1
+    assert world.arena.offsets == set()
+
+
+def test_while_all_wait_for_pixels_the_engine_reports_as_when_idle():
+    world = World(num_heartbeats=3)
+    world.submit(0, range(8), crops=without_pixels([(1, 5)]))
+    world.run()
+    assert world.runner.num_steps == 0
+    assert [stats.num_waiting for stats in world.stats] == [1] * 4
+    assert world.now == pytest.approx(100 + 4 * HEARTBEAT_S)
+
+
+def test_statistics_of_crops_by_tier():
+    world = World(num_heartbeats=9, info=make_info(num_crop_slots=1, num_host_slots=1), prefix_cache=False)
+    contents = [5, 6, 5, 7]
+
+    def on_update(update):
+        if contents and not world.inbox.commands and (update.stats is None or not update.stats.num_running):
+            world.submit(len(contents), range(8), crops=[(0, contents.pop(0))], max_tokens=1)
+
+    world.on_update = on_update
+    world.run()
+    totals = {name: world.total(name) for name in ("crop_queries", "crop_hits", "crop_evictions", "crops_encoded")}
+    assert totals == {"crop_queries": 4, "crop_hits": 0, "crop_evictions": 3, "crops_encoded": 3}
+    host = {name: world.total(f"host_crop_{name}") for name in ("queries", "hits", "evictions")}
+    # 6 has no place on the host while 5 leaves it.
+    assert host == {"queries": 4, "hits": 1, "evictions": 1}
+    assert (world.stats[-1].crop_bytes, world.stats[-1].host_crop_bytes) == (CROP_BYTES, CROP_BYTES)
 
 
 def test_a_prompt_that_is_computed_twice_counts_once():

@@ -10,6 +10,7 @@ from model.prompt import Turn, build_prompt
 from model.slicing import plan_slices
 from model.tokenizer import Tokenizer
 from server.engine.arena import padded
+from server.engine.pictures import PictureIndex
 from server.engine.prepare import EngineLimits, Preparer, choice_seeds
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
@@ -29,8 +30,9 @@ def preparer():
     preparer.close()
 
 
-def prepare(preparer, request, **limits):
-    return asyncio.run(preparer.prepare(request, dataclasses.replace(LIMITS, **limits)))
+def prepare(preparer, request, index=None, **limits):
+    index = PictureIndex(100) if index is None else index
+    return asyncio.run(preparer.prepare(request, dataclasses.replace(LIMITS, **limits), index))
 
 
 def refusal(preparer, request, **limits):
@@ -172,3 +174,47 @@ def test_seeds():
     assert choice_seeds(None, 2) != choice_seeds(None, 2)
     digest = hashlib.blake2b(b"7/0", digest_size=8).digest()
     assert choice_seeds(7, 1) == (int.from_bytes(digest, "big") >> 1,)
+
+
+def test_a_picture_seen_before_is_not_decoded():
+    index = PictureIndex(10)
+    preparer = Preparer(CONFIG, load_tokenizer(), num_image_threads=1, specials_in_text=False)
+    old, new = make_image(1000, 500), make_image(color="blue")
+    first = prepare(preparer, make_request("?", old), index)
+    assert first.pictures == ()
+    second = prepare(preparer, make_request("And?", new, old), index)
+    assert [crop.pixels is None for crop in second.crops] == [False, True, True, True]
+    for before, after in zip(first.crops, second.crops[1:], strict=True):
+        assert (before.content_hash, before.width, before.height) == (after.content_hash, after.width, after.height)
+        assert before.pixels.shape == (after.height, after.width, 3)
+    assert [work.decode_s is None for work in second.image_work] == [False, True]
+    assert (second.usage.num_crops, second.image_work[1].num_crops) == (4, 3)
+    # All of them, also the one that is sent now: the engine asks for everything or for nothing.
+    pixels, works = asyncio.run(preparer.cut(second.pictures))
+    assert [crop.shape for crop in pixels] == [(crop.height, crop.width, 3) for crop in second.crops]
+    assert (pixels[0] == second.crops[0].pixels).all()
+    assert (pixels[1] == first.crops[0].pixels).all()
+    assert len(works) == 2
+    preparer.close()
+
+
+def test_a_picture_that_could_not_be_decoded_is_not_known(preparer):
+    index = PictureIndex(10)
+    for _ in range(2):
+        with pytest.raises(InvalidImage):
+            prepare(preparer, make_request("?", damaged(100, 80)), index)
+    assert len(index) == 0
+
+
+def test_one_pixel_more_or_another_salt_is_another_picture(preparer):
+    index = PictureIndex(10)
+    picture = Image.effect_noise((100, 80), 50).convert("RGB")
+    limits = ImageLimits(max_bytes=10**7, max_pixels=10**7, max_side=10**4, max_aspect=400)
+    image = inspect_image(encode(picture), limits)
+    picture.putpixel((3, 4), (1, 2, 3))
+    changed = inspect_image(encode(picture), limits)
+    requests = [make_request("?", image), make_request("?", changed), make_request("?", image, cache_salt=b"other")]
+    crops = [prepare(preparer, request, index).crops[0] for request in requests]
+    assert [crop.pixels is None for crop in crops] == [False] * 3
+    assert len({crop.content_hash for crop in crops}) == 3
+    assert prepare(preparer, requests[2], index).crops[0].pixels is None

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from model.step import SamplingParams
 from server.engine import scheduler as scheduler_module
 from server.engine.sequence import Status
-from tests.support.builders import CROP_QUERIES, expected_of, make_engine
+from tests.support.builders import CROP_QUERIES, expected_of, make_crops, make_engine, without_pixels
 from tests.support.fake_runner import FakeRunner, make_info
 
 MAX_PROMPT, MAX_TOKENS, MAX_CROPS = 20, 16, 3
@@ -45,6 +45,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         kv_block_tokens=st.integers(1, 6),
         num_spare_blocks=st.integers(0, 8),
         num_crop_slots=st.integers(MAX_CROPS, 6),
+        num_host_slots=st.sampled_from([0, 1, 2, 4]),
         num_state_slots=st.integers(1, 5),
         num_spare_tokens=st.integers(0, 20),
         max_step_vision_blocks=st.integers(1, 9),
@@ -61,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         kv_block_tokens,
         num_spare_blocks,
         num_crop_slots,
+        num_host_slots,
         num_state_slots,
         num_spare_tokens,
         max_step_vision_blocks,
@@ -79,6 +81,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_kv_blocks=-(-(MAX_PROMPT + MAX_TOKENS) // kv_block_tokens) + num_spare_blocks,
             kv_block_tokens=kv_block_tokens,
             num_crop_slots=num_crop_slots,
+            num_host_slots=num_host_slots,
             num_state_slots=num_state_slots,
             max_step_draws=num_state_slots + num_spare_draws,
             num_vision_blocks=NUM_VISION_BLOCKS,
@@ -106,12 +109,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, MAX_TOKENS),
         eos_id=st.sampled_from([None, 2, 3]),
         cache_salt=st.sampled_from([b"", b"", b"other"]),
+        unsent=st.sets(st.integers(0, 5)),
     )
-    def submit(self, prompt, num_choices, sampling, seed, max_tokens, eos_id, cache_salt):
+    def submit(self, prompt, num_choices, sampling, seed, max_tokens, eos_id, cache_salt, unsent):
         prompt_ids, crops = prompt
-        self.sequences += self.engine.submit(
+        self.sequences += self.engine.submit_crops(
+            0,
+            self.make_crops(crops, unsent),
             prompt_ids=prompt_ids,
-            crops=crops,
             num_choices=num_choices,
             sampling=sampling,
             seed=seed,
@@ -120,15 +125,36 @@ class SchedulerMachine(RuleBasedStateMachine):
             cache_salt=cache_salt,
         )
 
-    @rule(data=st.data(), max_tokens=st.integers(1, MAX_TOKENS))
-    def follow_up(self, data, max_tokens):
+    def make_crops(self, crops, unsent):
+        """The pixels of contents in `unsent` stay with the API process."""
+        return tuple(
+            crop
+            for start, content in crops
+            for crop in (
+                without_pixels([(start, content)])
+                if content in unsent
+                else make_crops(self.engine.arena, [(start, content)])
+            )
+        )
+
+    @rule(data=st.data(), max_tokens=st.integers(1, MAX_TOKENS), unsent=st.sets(st.integers(0, 5)))
+    def follow_up(self, data, max_tokens, unsent):
         """The next turn of what has been generated so far."""
         if self.sequences:
             first = data.draw(st.sampled_from(self.sequences))
             prompt_ids = [*first.prompt_ids, *first.generated_ids, 30, 31]
             if len(prompt_ids) <= MAX_PROMPT:
                 crops = [(crop.start, int.from_bytes(crop.content_hash)) for crop in first.crops]
-                self.sequences.append(self.engine.add(prompt_ids=prompt_ids, crops=crops, max_tokens=max_tokens))
+                self.sequences += self.engine.submit_crops(
+                    0, self.make_crops(crops, unsent), num_choices=1, prompt_ids=prompt_ids, max_tokens=max_tokens
+                )
+
+    @rule(data=st.data(), is_wanted=st.booleans())
+    def supply(self, data, is_wanted):
+        """Pixels come that were asked for, or come too late or too early."""
+        wanted = [one for one in self.sequences if one.request_id in self.engine.wanted]
+        if candidates := wanted if is_wanted else self.sequences:
+            self.engine.supply(data.draw(st.sampled_from(candidates)))
 
     @rule(data=st.data(), whole_request=st.booleans())
     def abort(self, data, whole_request):
@@ -195,12 +221,22 @@ class SchedulerMachine(RuleBasedStateMachine):
                 meaning = (sequence.cache_salt, sequence.ids(0, end), crops)
                 assert meanings.setdefault(block_id, meaning) == meaning
 
+    def supply_wanted(self):
+        """Nothing goes on without them, and then each request that waits has been asked about."""
+        waiting = {one.request_id: one for one in self.sequences if one.status is not Status.FINISHED}
+        assert waiting.keys() <= set(self.engine.wanted)
+        for sequence in waiting.values():
+            self.engine.supply(sequence)
+            assert not self.engine.scheduler.is_idle
+
     def teardown(self):
         if not hasattr(self, "engine"):
             return
         try:
             num_steps = 0
             while self.engine.scheduler.num_running or self.engine.scheduler.num_waiting:
+                if self.engine.scheduler.is_idle:
+                    self.supply_wanted()
                 self.step()
                 num_steps += 1
                 assert num_steps < 2000, "no progress"
