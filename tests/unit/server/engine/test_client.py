@@ -138,6 +138,24 @@ def test_pixels_are_asked_for_in_vain_when_the_client_leaves():
     run(scenario())
 
 
+def test_the_engine_dies_while_pixels_wait_for_room():
+    async def scenario():
+        recorder = Recorder()
+        async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
+            image = make_image(color="#123456")
+            await collect(client, make_request("echo first", image))
+            holder, _ = await first_event(client, make_request("hold on", new_image()))
+            waiting = asyncio.ensure_future(collect(client, make_request("pixels", image)))
+            await recorder.until(lambda seen: seen.num_decoded_again == 1)
+            for ending in (collect(client, make_request("die")), anext(holder), waiting):
+                with pytest.raises(EngineUnavailable):
+                    await ending
+            await recorder.until(lambda seen: seen.num_ready == 2)
+            assert text_of(await collect(client, make_request("pixels", image))) == "123456"
+
+    run(scenario())
+
+
 def test_pictures_that_cannot_be_decoded_again_end_one_request_alone(caplog):
     async def scenario():
         async with running_client() as client:
