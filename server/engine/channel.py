@@ -109,7 +109,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     num_crop_slots: int
     load_s: float
     kernels: str | None
-    """On a CPU, one line on the compiled kernels: which run, or why none do."""
+    """One line on the kernels of the processor or the GPU: which run, or why none do."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
