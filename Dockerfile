@@ -39,11 +39,16 @@ LABEL org.opencontainers.image.title="minicpmv" \
 RUN groupadd --gid 10001 minicpmv \
     && useradd --uid 10001 --gid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin minicpmv \
     && install --directory --owner=10001 --group=10001 /cache
+# Triton compiles the code that launches its kernels when they are first used, and keeps it in the cache.
+RUN if [ "${VARIANT}" = cuda ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/minicpmv /opt/minicpmv
 # Checkpoints named by hub id are downloaded to /cache; one mounted as a folder is only read.
 ENV PATH=/opt/minicpmv/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/cache/huggingface \
+    TRITON_CACHE_DIR=/cache/triton \
     MODELSCOPE_CACHE=/cache/modelscope
 USER 10001:10001
 WORKDIR /cache

@@ -5,48 +5,37 @@ H head size.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import LanguageConfig
 from model.nn.attention.base import Attention, AttentionPlan, LayerCache
+from model.nn.kernels import LanguageKernels, Rotary, TorchKernels
 from model.nn.linear import Linear, PackedWeight, linear, lookup
 
 
 class RmsNorm(nn.Module):
     """Root-mean-square norm: in float32, back to the input's dtype, and only then times the weight."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, kernels: LanguageKernels) -> None:
         super().__init__()
         self.eps = eps
+        self.kernels = kernels
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, h_TD: Tensor) -> Tensor:
-        exact = h_TD.float()
-        scaled = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
-        return scaled.to(h_TD.dtype) * self.weight
+        return self.kernels.rms_norm(h_TD, self.weight, self.eps)
 
-
-class Rotary(NamedTuple):
-    """Cosine and sine of each token's angles, float32 [T, 1, H / 2]."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def rotate(self, x_TNH: Tensor) -> Tensor:
-        """x turned by its position, the two halves of a head being the two axes of each plane."""
-        first, second = x_TNH.float().chunk(2, dim=-1)
-        turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.cat(turned, dim=-1).to(x_TNH.dtype)
+    def after_adding(self, h_TD: Tensor, branch_TD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """h + scale * branch, and the norm of it."""
+        return self.kernels.add_rms_norm(h_TD, branch_TD, scale, self.weight, self.eps)
 
 
 class DecoderAttention(nn.Module):
-    def __init__(self, config: LanguageConfig, attention: Attention) -> None:
+    def __init__(self, config: LanguageConfig, kernels: LanguageKernels) -> None:
         super().__init__()
-        self.attention = attention
+        self.kernels = kernels
         self.head_size = config.head_size
         self.head_counts = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
         self.qkv = Linear(config.hidden_size, sum(self.head_counts) * config.head_size, bias=False)
@@ -55,38 +44,38 @@ class DecoderAttention(nn.Module):
     def forward(self, h_TD: Tensor, rotary: Rotary, cache: LayerCache, plan: AttentionPlan) -> Tensor:
         heads = self.qkv(h_TD).view(h_TD.shape[0], -1, self.head_size)
         q_TNH, k_TKH, v_TKH = heads.split(self.head_counts, dim=1)
-        mixed_TNH = self.attention(rotary.rotate(q_TNH), rotary.rotate(k_TKH), v_TKH, cache, plan)
+        mixed_TNH = self.kernels.attend(q_TNH, k_TKH, v_TKH, rotary, cache, plan)
         projected: Tensor = self.out(mixed_TNH.flatten(1))
         return projected
 
 
 class DecoderMlp(nn.Module):
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: LanguageConfig, kernels: LanguageKernels) -> None:
         super().__init__()
+        self.kernels = kernels
         self.gate_up = Linear(config.hidden_size, 2 * config.mlp_size, bias=False)
         self.down = Linear(config.mlp_size, config.hidden_size, bias=False)
 
     def forward(self, h_TD: Tensor) -> Tensor:
-        gate, up = self.gate_up(h_TD).chunk(2, dim=-1)
-        result: Tensor = self.down(F.silu(gate) * up)
+        result: Tensor = self.down(self.kernels.silu_mul(self.gate_up(h_TD)))
         return result
 
 
 class DecoderLayer(nn.Module):
     """Pre-norm layer; both residual branches are scaled down."""
 
-    def __init__(self, config: LanguageConfig, attention: Attention) -> None:
+    def __init__(self, config: LanguageConfig, kernels: LanguageKernels) -> None:
         super().__init__()
         self.scale_residual = config.scale_residual
-        self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = DecoderAttention(config, attention)
-        self.mlp_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = DecoderMlp(config)
+        self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps, kernels)
+        self.attention = DecoderAttention(config, kernels)
+        self.mlp_norm = RmsNorm(config.hidden_size, config.rms_norm_eps, kernels)
+        self.mlp = DecoderMlp(config, kernels)
 
     def forward(self, h_TD: Tensor, rotary: Rotary, cache: LayerCache, plan: AttentionPlan) -> Tensor:
         attended = self.attention(self.attention_norm(h_TD), rotary, cache, plan)
-        h_TD = torch.add(h_TD, attended, alpha=self.scale_residual)
-        return torch.add(h_TD, self.mlp(self.mlp_norm(h_TD)), alpha=self.scale_residual)
+        h_TD, normed_TD = self.mlp_norm.after_adding(h_TD, attended, self.scale_residual)
+        return torch.add(h_TD, self.mlp(normed_TD), alpha=self.scale_residual)
 
 
 class LanguageModel(nn.Module):
@@ -96,17 +85,24 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: LanguageConfig, attention: Attention) -> None:
         super().__init__()
+        self.kernels: LanguageKernels = TorchKernels(attention)
         self.scale_embedding = config.scale_embedding
         self.scale_logits = config.scale_logits
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.layers = nn.ModuleList(DecoderLayer(config, attention) for _ in range(config.num_layers))
-        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(config, self.kernels) for _ in range(config.num_layers))
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps, self.kernels)
         head = None if config.tied_head else nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.register_parameter("head", head)
         # On the host whatever the default device: the reference's table is made there, and another device's power
         # function, an ulp away, would turn late positions by 1e-4.
         exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32, device="cpu") / config.head_size
         self._frequencies = 1.0 / config.rope_theta**exponents
+
+    def use(self, kernels: LanguageKernels) -> None:
+        """Compute with these from now on."""
+        for part in self.modules():
+            if isinstance(part, LanguageModel | DecoderAttention | DecoderMlp | RmsNorm):
+                part.kernels = kernels
 
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """The scaled embeddings of text, [T, D]."""

@@ -8,8 +8,8 @@
 
 All are symmetric: zero stays zero. A row of a weight is an output channel, so a fused weight can be filled row by row
 from several tensors. Products here unpack a piece of the weight at a time and multiply in the format of the
-activations: right on every device, and what every kernel is tested against. `PanelWeight` is the one that a kernel
-multiplies by. `packed_weight` chooses the class, by format and device.
+activations: right on every device, and what every kernel is tested against. Kernels multiply by `PanelWeight` on a CPU
+and by `TritonWeight` on a GPU. `packed_weight` chooses the class, by format and device.
 """
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.formats import INT4_GROUP, INT8_PANEL, Packing
+from model.gpu.support import is_available
 from model.native.library import is_fast
 from model.native.linear import linear_w8a16, pack_int8
 from model.nn.linear import PackedWeight
@@ -99,6 +100,17 @@ class ChannelWeight(PackedWeight):
         out *= self.scales[rows][:, None]
 
 
+class TritonWeight(ChannelWeight):
+    """The same on a GPU, where Triton kernels multiply it as it is."""
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        from model.gpu.linear import MAX_ROWS, linear_8bit  # needs triton
+
+        if x.numel() // x.shape[-1] > MAX_ROWS:
+            return super().multiply(x, bias)
+        return linear_8bit(x, self.values, self.scales, bias)
+
+
 class PanelWeight(PackedWeight):
     """The numbers of an int8 `ChannelWeight` in the order of the CPU's kernels, which multiply them as they are."""
 
@@ -175,9 +187,8 @@ def packed_weight(
     match packing:
         case "int8" if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and is_fast():
             return PanelWeight(num_outputs, num_inputs, dtype)
-        case "int8":
-            return ChannelWeight(num_outputs, num_inputs, dtype, device, torch.int8)
-        case "fp8":
-            return ChannelWeight(num_outputs, num_inputs, dtype, device, FP8)
+        case "int8" | "fp8":
+            kind = TritonWeight if is_available(device) else ChannelWeight
+            return kind(num_outputs, num_inputs, dtype, device, torch.int8 if packing == "int8" else FP8)
         case "int4":
             return Int4Weight(num_outputs, num_inputs, dtype, device)

@@ -6,12 +6,13 @@ from typing import Self
 
 import torch
 
-from model.config import ModelConfig, load_config
+from model.config import LanguageConfig, ModelConfig, load_config
 from model.formats import ComputeFormat, WeightFormat, matrices, packing_of
+from model.gpu import support as gpu
 from model.native.library import is_fast, status
 from model.nn.attention.native import HEAD_MULTIPLE, native_attention
 from model.nn.attention.reference import reference_attention
-from model.nn.language import DecoderAttention
+from model.nn.kernels import LanguageKernels, TorchKernels
 from model.nn.linear import PackedWeight
 from model.nn.minicpmv import MiniCPMV
 from model.nn.quant import packed_weight
@@ -63,16 +64,25 @@ class OpenedModel:
             module, _, name = path.rpartition(".")
             model.get_submodule(module).register_module(name, weight)
         load_weights(model, self._stored, progress)
-        if device.type == "cpu" and is_fast() and self.config.language.head_size % HEAD_MULTIPLE == 0:
-            for part in model.language.modules():
-                if isinstance(part, DecoderAttention):
-                    part.attention = native_attention
+        model.language.use(_kernels(device, self.config.language))
         return model
 
 
-def kernels_line(device: torch.device) -> str | None:
-    """For whoever starts the server: on a CPU, which compiled kernels run, or why none do."""
-    return status() if device.type == "cpu" else None
+def kernels_line(device: torch.device) -> str:
+    """For whoever starts the server: which kernels run, or why none do."""
+    return status() if device.type == "cpu" else gpu.status(device)
+
+
+def _kernels(device: torch.device, config: LanguageConfig) -> LanguageKernels:
+    """The best for the device and the model."""
+    if device.type == "cpu" and is_fast() and config.head_size % HEAD_MULTIPLE == 0:
+        return TorchKernels(native_attention)
+    if gpu.is_available(device):
+        from model.nn.triton_kernels import TritonKernels  # needs triton
+
+        torch.cuda.set_device(device)  # Triton launches on the current one
+        return TritonKernels()
+    return TorchKernels(reference_attention)
 
 
 def _packed_weights(model: MiniCPMV, weights: WeightFormat, device: torch.device) -> dict[str, PackedWeight]:

@@ -42,13 +42,14 @@ class PackedRows:
 
 
 def pack_rows(
-    rows: Sequence[SequenceRow], *, num_queries: int, max_group_keys: int, device: torch.device
+    rows: Sequence[SequenceRow], *, num_queries: int, max_group_keys: int | None, device: torch.device
 ) -> PackedRows:
     """The rows' tensors on the device.
 
     Args:
         num_queries: vectors of a crop.
-        max_group_keys: keys gathered at a time for rows that decode; 0 attends to each row by itself.
+        max_group_keys: keys gathered at a time for rows that decode; 0 attends to each row by itself. None makes no
+            groups, for kernels that do not read them.
     """
     order = sorted(range(len(rows)), key=lambda i: (0, -rows[i].start) if _decodes(rows[i]) else (1, 0))
     packed = [rows[i] for i in order]
@@ -76,8 +77,8 @@ def pack_rows(
         ),
         plan=AttentionPlan(
             slots=upload(np.concatenate(slots)),
-            groups=_groups(packed, max_group_keys, device),
-            rows=_paged_rows(packed, ends.tolist()),
+            groups=() if max_group_keys is None else _groups(packed, max_group_keys, device),
+            rows=_paged_rows(packed, ends.tolist(), device),
         ),
     )
 
@@ -111,11 +112,15 @@ def _image_indices(packed: Sequence[SequenceRow], num_queries: int) -> tuple[lis
     return tokens, table_rows
 
 
-def _paged_rows(packed: Sequence[SequenceRow], ends: Sequence[int]) -> PagedRows:
+def _paged_rows(packed: Sequence[SequenceRow], ends: Sequence[int], device: torch.device) -> PagedRows:
+    decoding = [row for row in packed if _decodes(row)]
     return PagedRows(
-        block_table=torch.from_numpy(_block_table(packed)).int(),
-        first_tokens=torch.tensor([0, *ends], dtype=torch.int32),
-        num_keys=torch.tensor([_num_keys(row) for row in packed], dtype=torch.int32),
+        block_table=torch.from_numpy(_block_table(packed)).int().to(device),
+        first_tokens=torch.tensor([0, *ends], dtype=torch.int32).to(device),
+        num_keys=torch.tensor([_num_keys(row) for row in packed], dtype=torch.int32).to(device),
+        num_decoding=len(decoding),
+        max_decoding_keys=max(map(_num_keys, decoding), default=0),
+        max_new=max((len(row.token_ids) for row in packed[len(decoding) :]), default=0),
     )
 
 

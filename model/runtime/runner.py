@@ -70,7 +70,7 @@ class TorchRunner:
         packed = pack_rows(
             rows,
             num_queries=self.model.config.resampler.num_queries,
-            max_group_keys=self._limits.max_group_keys,
+            max_group_keys=self._limits.max_group_keys if self.model.language.kernels.reads_groups else None,
             device=self._device,
         )
         vectors_ID = self._encoder.vectors(packed.image_rows)

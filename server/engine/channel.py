@@ -126,7 +126,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Encoded crops that host memory has room for."""
     load_s: float
     kernels: str | None
-    """On a CPU, one line on the compiled kernels: which run, or why none do."""
+    """One line on the kernels of the processor or the GPU: which run, or why none do."""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

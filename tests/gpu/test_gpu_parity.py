@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.gpu.support import is_available
 from model.runtime.memory_plan import Wishes
 from model.step import CropCopy, EncodeWork, SamplingParams, StepBatch
 from tests.support.driver import GREEDY, Conversation, golden_crops, run
@@ -62,8 +63,9 @@ def test_continuations(name, mode, how):
     assert ids_of(run(runner, [conversation(name, mode, **how)])) == [case.facts[mode]["ids"]]
 
 
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("checkpoint", [TINY_V2, TINY_V1], ids=["2.0", "1.0"])
-def test_all_together(checkpoint):
+def test_all_together(checkpoint, kernels):
     """Crops of several pictures in one pass, rows of different lengths decoding in one call."""
     names = [name for name in case_names() if load_case(name).checkpoint == checkpoint]
     modes = [("greedy", "greedy_rp105")[index % 2] for index in range(len(names))]
@@ -72,7 +74,9 @@ def test_all_together(checkpoint):
         for index, (name, mode) in enumerate(zip(names, modes, strict=True))
     ]
     wanted = [load_case(name).facts[mode]["ids"] for name, mode in zip(names, modes, strict=True)]
-    assert ids_of(run(tiny_runner(checkpoint, DEVICE), conversations)) == wanted
+    runner = tiny_runner(checkpoint, DEVICE, kernels=kernels)
+    assert runner.model.language.kernels.reads_groups != (kernels and is_available(runner.model.device))
+    assert ids_of(run(runner, conversations)) == wanted
 
 
 def test_sampling_takes_the_same_points_to_the_same_ids_as_on_a_cpu():

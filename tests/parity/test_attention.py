@@ -37,10 +37,11 @@ def empty_cache(num_kv_heads):
 class Sequences:
     """Random queries, keys and values of whole sequences, and the formula's answer for each token."""
 
-    def __init__(self, lengths, num_heads, num_kv_heads):
+    def __init__(self, lengths, num_heads, num_kv_heads, size=HEAD_SIZE, dtype=torch.float32, device=CPU):
         generator = torch.Generator().manual_seed(5)
+        self.device = device
         self.q, self.k, self.v = (
-            [torch.randn(length, heads, HEAD_SIZE, generator=generator) for length in lengths]
+            [torch.randn(length, heads, size, generator=generator).to(dtype).to(device) for length in lengths]
             for heads in (num_heads, num_kv_heads, num_kv_heads)
         )
         blocks = list(range(NUM_BLOCKS))
@@ -51,10 +52,10 @@ class Sequences:
     def step(self, attend, cache, parts, max_group_keys):
         """Attention of the tokens [start, end) of each (sequence, start, end), as the sequences' own results."""
         rows = [SequenceRow(i, [0] * (end - start), start, self.tables[i], (), Draw((0.0,))) for i, start, end in parts]
-        packed = pack_rows(rows, num_queries=64, max_group_keys=max_group_keys, device=CPU)
+        packed = pack_rows(rows, num_queries=64, max_group_keys=max_group_keys, device=self.device)
         lasts = packed.drawn_tokens.tolist()
         spans = [slice(last + 1 - (end - start), last + 1) for last, (_, start, end) in zip(lasts, parts, strict=True)]
-        q, k, v = (torch.empty(len(packed.token_ids), *x[0].shape[1:]) for x in (self.q, self.k, self.v))
+        q, k, v = (x[0].new_empty(len(packed.token_ids), *x[0].shape[1:]) for x in (self.q, self.k, self.v))
         for span, (i, start, end) in zip(spans, parts, strict=True):
             q[span], k[span], v[span] = (x[i][start:end] for x in (self.q, self.k, self.v))
         mixed = attend(q, k, v, cache, packed.plan)
@@ -66,7 +67,8 @@ class Sequences:
         for head in range(self.q[i].shape[1]):
             keys = self.k[i][: position + 1, head // self.share]
             values = self.v[i][: position + 1, head // self.share]
-            heads.append((keys @ self.q[i][position, head] / math.sqrt(HEAD_SIZE)).softmax(0) @ values)
+            query = self.q[i][position, head]
+            heads.append((keys @ query / math.sqrt(len(query))).softmax(0) @ values)
         return torch.stack(heads)
 
     def check(self, results):
@@ -110,8 +112,8 @@ PARTS = (
 )
 
 
-def stored_cache(kv):
-    [cache] = allocate_layers(CONFIG, NUM_BLOCKS, kv, CPU)
+def stored_cache(kv, config=CONFIG, device=CPU):
+    [cache] = allocate_layers(config, NUM_BLOCKS, kv, device)
     for pool in (cache.keys, cache.values):
         (pool.data.view(torch.uint8) if kv == "fp8" else pool.data).fill_(127)
         if pool.scales is not None:

@@ -64,8 +64,10 @@ def test_all_together_joining_one_after_the_other(checkpoint, kernels):
 @pytest.mark.skipif(not is_fast(), reason=status())
 @pytest.mark.parametrize("kernels", [True, False])
 def test_kernels_are_used_where_there_are_any(kernels):
-    layer = tiny_runner(TINY_V2, weights="int8", kv="int8", kernels=kernels).model.language.layers[0]
-    assert layer.attention.attention is (native_attention if kernels else reference_attention)
+    language = tiny_runner(TINY_V2, weights="int8", kv="int8", kernels=kernels).model.language
+    layer = language.layers[0]
+    assert language.kernels.attention is (native_attention if kernels else reference_attention)
+    assert layer.attention.kernels is layer.mlp.kernels is layer.mlp_norm.kernels is language.kernels
     assert isinstance(layer.mlp.down.weight, PanelWeight) == kernels
 
 

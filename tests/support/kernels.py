@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 
+from model.gpu import support
 from model.native import library
 
 with_and_without = pytest.mark.parametrize(
@@ -19,10 +20,13 @@ with_and_without = pytest.mark.parametrize(
 
 @contextmanager
 def only(kernels: bool) -> Iterator[None]:
-    """What is built and run meanwhile uses the kernels of this processor, or none."""
+    """What is built and run meanwhile uses the kernels of this processor and of the GPU, or none."""
     if kernels:
         yield
         return
     none = library.NativeUnavailableError("switched off")
-    with mock.patch.object(library, "_load", return_value=none):
+    with (
+        mock.patch.object(library, "_load", return_value=none),
+        mock.patch.object(support, "reason_against", return_value="switched off"),
+    ):
         yield

@@ -16,8 +16,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": (("model.config", "model.formats", "model.step", "model.tokenizer", "model.slicing", "model.prompt"), ()),
     # Kernels for CPUs: tensors in, tensors out.
     "native kernels": (("model.native",), ()),
-    "networks": (("model.nn",), ("native kernels", "model")),
-    "runtime": (("model.runtime",), ("networks", "native kernels", "model")),
+    # Kernels for GPUs likewise.
+    "GPU kernels": (("model.gpu",), ()),
+    "networks": (("model.nn",), ("native kernels", "GPU kernels", "model")),
+    "runtime": (("model.runtime",), ("networks", "native kernels", "GPU kernels", "model")),
     # How the bundled demo is made: drawing and questions, without torch; then its training; and its exam.
     "demo pictures": (
         (
@@ -166,7 +168,14 @@ def test_the_table_names_what_exists():
 
 
 def is_torch_free(name: str) -> bool:
-    with_torch = ("model.native", "model.nn", "model.runtime", "server.engine.worker", *LAYERS["demo training"][0])
+    with_torch = (
+        "model.gpu",
+        "model.native",
+        "model.nn",
+        "model.runtime",
+        "server.engine.worker",
+        *LAYERS["demo training"][0],
+    )
     return not any(is_within(name, torch_side) for torch_side in with_torch)
 
 

@@ -90,7 +90,7 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class PagedRows:
-    """All rows of a step in the packed order, whatever they compute; int32, in the host's memory."""
+    """All rows of a step in the packed order, whatever they compute; tensors are int32, on the device that computes."""
 
     block_table: Tensor
     """[rows, blocks of the longest], padded with any block."""
@@ -98,6 +98,12 @@ class PagedRows:
     """[rows + 1]: the first new token of each row, and their number."""
     num_keys: Tensor
     """[rows]: computed and new tokens of each."""
+    num_decoding: int
+    """The first rows, of one token behind computed ones."""
+    max_decoding_keys: int
+    """Of the longest of those; 0 where there is none."""
+    max_new: int
+    """New tokens of the row with the most of them among the others; 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +113,9 @@ class AttentionPlan:
     slots: Tensor
     """[T], int64: where each new token's key and value go."""
     groups: tuple[RowGroup, ...]
-    """Together they cover all packed tokens."""
+    """Together they cover all packed tokens; none where nobody reads them (`LanguageKernels.reads_groups`)."""
     rows: PagedRows
-    """The same rows, as the CPU's kernels read them."""
+    """The same rows, as kernels read them that find the blocks themselves."""
 
 
 class Attention(Protocol):
