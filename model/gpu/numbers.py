@@ -27,7 +27,7 @@ def to_float(stored):
 
 @triton.jit
 def _from_int8(x):
-    # Cards convert integers at a quarter of the speed of additions, too slow to keep up with the memory of the largest.
+    # On many cards conversions run at a fraction of the rate of additions, and this must keep up with the memory.
     return (x.to(tl.int32) + _ROUNDER_BITS).to(tl.float32, bitcast=True) - _ROUNDER
 
 
