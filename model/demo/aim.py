@@ -1,11 +1,12 @@
-"""Lets the resampler's queries look at their own parts of a crop, before they are taught anything.
+"""Lets the resampler's query number n look at patch number n of any crop, before it is taught anything.
 
-The queries are the same for every crop, and keys tell places in patches: with these alone a query that is right for
-a crop of 10 x 10 patches is wrong for one of 14 x 7. What a query needs is the place as a share of the crop. So the
-tower learns to say that of every patch, in sines and cosines that a linear layer reads off; and then that layer
-becomes a part of the resampler's projections. From there on everything is learned as usual.
+The queries are the same for every crop, and keys tell rows and columns of patches: with these alone a query that is
+right for a crop of 8 x 8 patches is wrong for one of 14 x 5. What a query needs is the patch's number in reading order.
+So the tower learns to say that of every patch, in sines and cosines that a linear layer reads off what will be the
+resampler's keys; and then that layer becomes a part of the projections of queries and keys. From there on everything is
+learned as usual, and the language model gets the patches of a crop one after another, as one reads.
 
-Axes: B crops, P patches of a crop, V width of the tower, W waves.
+Axes: B crops, P patches of a crop, D width of the language model, W waves.
 """
 
 import math
@@ -16,54 +17,54 @@ from torch import Tensor, nn
 
 from model.nn.resampler import Resampler
 
-_HALF_TURNS = (1, 2, 3, 4, 5, 6, 8, 10)
-"""Of each wave from one edge of the crop to the other."""
-_NUM_WAVES = 4 * len(_HALF_TURNS)
+_PERIODS = [3.0 * 50.0 ** (i / 11) for i in range(12)]
+"""In patches, of the waves that tell a patch's number: from two neighbours apart to more than a crop."""
+_NUM_AIMING = 2 * len(_PERIODS)
+_HALF_TURNS = (1, 2, 3, 4)
+"""Of the waves that tell a patch's place, from one edge of the crop to the other; for questions about places."""
+_NUM_WAVES = _NUM_AIMING + 4 * len(_HALF_TURNS)
 
-# Dimensions of the keys whose own positions hardly change over a crop (their waves are longer than a thousand
-# patches), by head, as places in each quarter of the width of 256.
-_QUIET = (40, 50)
-
-_SHARPNESS = 0.5
-"""Logits by which attention falls for each unit that the product of the waves falls: a patch beside costs about 3.7."""
+_SHARPNESS = 1.6
+"""Logits by which attention falls for each unit that the product of the waves falls: a neighbour costs about 5."""
 _ASIDE = 0.02
 """Standard deviation of the weights that take no part in this."""
 
 
 class WhereHead(nn.Module):
-    """Where in its crop a patch lies, read off its vector."""
+    """Which patch of its crop a patch is, and where it lies, read off its vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.out = nn.Linear(width, _NUM_WAVES)
 
-    def forward(self, x_BPV: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    def forward(self, x_BPD: Tensor, num_rows: int, num_columns: int) -> Tensor:
         """The mean squared error of the waves."""
         y = ((torch.arange(num_rows) + 0.5) / num_rows).repeat_interleave(num_columns)
         x = ((torch.arange(num_columns) + 0.5) / num_columns).repeat(num_rows)
-        return F.mse_loss(self.out(x_BPV), _waves(x, y).to(x_BPV).expand(len(x_BPV), -1, -1))
+        told = torch.cat(
+            (_number_waves(torch.arange(num_rows * num_columns)), _place_waves(x), _place_waves(y)), dim=-1
+        )
+        return F.mse_loss(self.out(x_BPD).float(), told.to(x_BPD.device).expand(len(x_BPD), -1, -1))
 
 
-def _waves(x: Tensor, y: Tensor) -> Tensor:
+def _number_waves(numbers: Tensor) -> Tensor:
+    """[..., W] of numbers of patches [...]."""
+    angles = numbers[..., None] * (2 * math.pi / torch.tensor(_PERIODS))
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def _place_waves(place: Tensor) -> Tensor:
     """[..., W] of places [...] from 0 to 1."""
-    turns = math.pi * torch.tensor(_HALF_TURNS)
-    angles_x, angles_y = x[..., None] * turns, y[..., None] * turns
-    return torch.cat((angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()), dim=-1)
+    angles = place[..., None] * (math.pi * torch.tensor(_HALF_TURNS))
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 @torch.no_grad()
 def aim_queries(resampler: Resampler, where: WhereHead) -> None:
-    """Set the resampler's weights so that each query attends to its own part of any crop.
-
-    For the first head the 64 queries divide the crop into 8 rows of 8, for the second into 4 rows of 16.
-    """
+    """Set the weights of queries and keys so that query n attends to patch n, with every head."""
     width = resampler.position.shape[1]
-    assert resampler.kv_proj is not None
     assert resampler.in_proj.bias is not None
-    assert len(_QUIET) == resampler.num_heads
-    quarter, head_size = width // 4, width // resampler.num_heads
-    index = torch.arange(len(resampler.query), device=resampler.query.device)
-    layouts = [((index % columns + 0.5) / columns, (index // columns + 0.5) / (64 // columns)) for columns in (8, 16)]
+    head_size = width // resampler.num_heads
     # Both sides of the product have this gain, and attention divides by the root of the head's size.
     gain = math.sqrt(_SHARPNESS * math.sqrt(head_size))
     queries, keys, _ = resampler.in_proj.weight.chunk(3)
@@ -71,12 +72,10 @@ def aim_queries(resampler: Resampler, where: WhereHead) -> None:
         nn.init.normal_(weight, std=_ASIDE)
     resampler.position.zero_()
     resampler.in_proj.bias[: 2 * width].zero_()
-    resampler.ln_kv.weight.fill_(1.0)
-    resampler.ln_kv.bias.zero_()
-    for head, ((x, y), first) in enumerate(zip(layouts, _QUIET, strict=True)):
-        dims = torch.cat([part * quarter + first + torch.arange(len(_HALF_TURNS)) for part in range(4)])
-        rows = head * head_size + torch.arange(_NUM_WAVES)
-        resampler.position[:, dims] = _waves(x, y).to(resampler.position)
-        resampler.kv_proj.weight[dims] = where.out.weight
-        queries[rows, dims] = gain
-        keys[rows, dims] = gain
+    number = torch.arange(len(resampler.query), device=resampler.query.device)
+    resampler.position[:, :_NUM_AIMING] = _number_waves(number.cpu()).to(resampler.position)
+    for head in range(resampler.num_heads):
+        rows = head * head_size + torch.arange(_NUM_AIMING)
+        queries[rows, torch.arange(_NUM_AIMING)] = gain
+        keys[rows] = gain * where.out.weight[:_NUM_AIMING]
+        resampler.in_proj.bias[width + rows] = gain * where.out.bias[:_NUM_AIMING]

@@ -9,21 +9,22 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from model.config import SlicingConfig
-from model.demo.fonts import Fonts, Script, load_font
+from model.demo.fonts import Fonts, Script, load_font, widths
 from model.demo.scene import COLOURS, SHAPES, Colour, Glyph, Scene, Shape, region, tell_apart
 from model.demo.words import chinese_line, latin_line, latin_word
 from model.slicing import plan_slices
 
-MIN_EM: dict[Script, float] = {"latin": 18.0, "chinese": 23.0}
+MIN_EM: dict[Script, float] = {"latin": 16.0, "chinese": 20.0}
 """Smallest typeface, in pixels of the crop in which it is to be read."""
-_MAX_EM = 44.0
-_MAX_PAGE_EM = 32.0
-_MAX_SMALL_EM = 28.0
+_MAX_EM = 38.0
+_MAX_PAGE_EM = 28.0
+_MAX_SMALL_EM = 24.0
 """Of text that is to be too small for the overview: a third of it there."""
 _WIDTH_OF_LETTER = 0.58
 """Of an em: how much of a line a Latin character takes on average."""
@@ -33,6 +34,9 @@ _MARGIN = 0.03
 
 _BACKGROUNDS = ("white", "black", "yellow", "pink", "gray", "blue", "green", "orange", "purple", "brown", "red")
 _BACKGROUND_WEIGHTS = (90, 10, 5, 5, 6, 4, 4, 2, 2, 2, 2)
+
+_SHAPES_SIDE = 128
+"""Root of the area, in pixels, at which the weather over shapes is drawn as it is."""
 
 _SHARP = 3
 """Shapes are drawn this much larger and reduced, so that their edges are smooth."""
@@ -119,7 +123,7 @@ def draw_shapes(rng: random.Random, width: int, height: int) -> Drawing:
     _place_shapes(rng, scene, count)
     for shape in scene.shapes:
         _paint(rng, canvas, shape)
-    return Drawing(_weather(rng, canvas, 160 / math.sqrt(width * height)), scene)
+    return Drawing(_weather(rng, canvas, _SHAPES_SIDE / math.sqrt(width * height)), scene)
 
 
 def draw_both(rng: random.Random, width: int, height: int, fonts: Fonts, slicing: SlicingConfig) -> Drawing:
@@ -185,7 +189,7 @@ def _write(
         length = rng.randint(min(2, fitting), fitting)
         text = latin_line(rng, max(2, length)) if script == "latin" else chinese_line(rng, length)
         lines.append(_Line(text.strip(), script, face[script == "chinese"]))
-    widest = max(load_font(line.font, 100).getlength(line.text) / 100 for line in lines)
+    widest = max(sum(widths(line.font, 100, line.text)) / 100 for line in lines)
     max_em = min((right - left) / widest, (bottom - top) / (num_lines * pitch), scale.max_em / scale.of_crop)
     em = round(math.exp(rng.uniform(math.log(min(min_em, max_em)), math.log(max_em))))
     _print(rng, canvas, scene, box, lines, max(em, 6), pitch)
@@ -206,8 +210,8 @@ def _print(
     em: int,
     pitch: float,
 ) -> None:
-    widths = [load_font(line.font, em).getlength(line.text) for line in lines]
-    block_width, block_height = max(widths), em * pitch * len(lines)
+    ends = [list(accumulate(widths(line.font, em, line.text), initial=0.0)) for line in lines]
+    block_width, block_height = max(line_ends[-1] for line_ends in ends), em * pitch * len(lines)
     left = rng.uniform(box[0], max(box[0], box[2] - block_width))
     top = rng.uniform(box[1], max(box[1], box[3] - block_height))
     centre_x, centre_y = left + block_width / 2, top + block_height / 2
@@ -220,22 +224,21 @@ def _print(
     pen = ImageDraw.Draw(mask)
     centred = rng.random() < 0.4
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    for index, (line, width) in enumerate(zip(lines, widths, strict=True)):
+    for index, (line, line_ends) in enumerate(zip(lines, ends, strict=True)):
         font = load_font(line.font, em)
-        start = (block_width - width) / 2 if centred else 0.0
+        start = (block_width - line_ends[-1]) / 2 if centred else 0.0
         baseline = em * (pitch * (index + 0.5) + 0.35)
         pen.text((origin_x + start, origin_y + baseline), line.text, fill=255, font=font, anchor="ls")
-        ends = [font.getlength(line.text[:end]) for end in range(len(line.text) + 1)]
-        for character, before, after in zip(line.text, ends, ends[1:], strict=False):
+        for character, before, after in zip(line.text, line_ends, line_ends[1:], strict=False):
             if character == " ":
                 continue
             dx = start + (before + after) / 2 - block_width / 2
             dy = baseline - 0.35 * em - block_height / 2
             x, y = centre_x + dx * cos + dy * sin, centre_y - dx * sin + dy * cos
-            scene.glyphs.append(Glyph(character, x / scene.width, y / scene.height, em))
+            scene.glyphs.append(Glyph(character, x / scene.width, y / scene.height, em, len(scene.lines)))
         scene.lines.append(line.text)
     if angle:
-        mask = mask.rotate(angle, Image.Resampling.BICUBIC)
+        mask = mask.rotate(angle, Image.Resampling.BILINEAR)
     assert scene.text_colour is not None
     corner = (round(centre_x - mask.width / 2), round(centre_y - mask.height / 2))
     canvas.paste(_jitter(rng, scene.text_colour), (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
@@ -243,15 +246,18 @@ def _print(
 
 def _full_line(rng: random.Random, script: Script, path: str, em: int, width: float) -> str:
     """Words of about `width` pixels together, not more unless one character is wider."""
-    font = load_font(path, em)
+
+    def length(text: str) -> float:
+        return sum(widths(path, em, text))
+
     line = ""
     for _ in range(40):
         word = latin_word(rng, 12) if script == "latin" else chinese_line(rng, 6)
         longer = f"{line} {word}" if line else word
-        if font.getlength(longer) > width:
+        if length(longer) > width:
             break
         line = longer
-    while not line or font.getlength(line) > width:
+    while not line or length(line) > width:
         line = word if not line else line[:-1]
         if len(line) == 1:
             break
@@ -265,9 +271,9 @@ def _inside(width: int, height: int) -> tuple[float, float, float, float]:
 
 def _angle(rng: random.Random, width: float, height: float, room: float) -> float:
     """Degrees, anticlockwise; at most what keeps the block inside its box."""
-    if rng.random() < 0.55:
+    if rng.random() < 0.6:
         return 0.0
-    most = min(5.0, math.degrees(math.atan2(2 * max(0.0, room), width)))
+    most = min(4.0, math.degrees(math.atan2(2 * max(0.0, room), width)))
     return rng.uniform(-most, most) if width > height / 2 else 0.0
 
 

@@ -19,7 +19,7 @@ from model.demo.fonts import Fonts
 from model.demo.phrases import Language
 from model.demo.questions import Exchange, about, without_picture
 
-_SIZES = ((160, 160), (240, 160), (320, 160), (300, 100), (200, 260), (400, 300), (448, 448), (640, 480))
+_SIZES = ((128, 128), (160, 160), (240, 160), (320, 160), (300, 100), (200, 260), (400, 300), (448, 448), (640, 480))
 _LARGE_SIZES = ((1344, 1344), (1280, 320))
 
 READING = ("one line", "three lines", "small text", "Chinese characters")

@@ -64,7 +64,17 @@ def find_fonts(folder: Path = DEFAULT_FOLDER, *, held_out: bool = False) -> Font
     return Fonts(tuple(latin), tuple(found[name] for name in wanted["chinese"]))
 
 
-@lru_cache(maxsize=400)
+def widths(path: str, size: int, text: str) -> list[float]:
+    """The width of each character in pixels; what a typeface draws nearer together or further apart is left out."""
+    return [_width(path, size, character) for character in text]
+
+
+@lru_cache(maxsize=200_000)
+def _width(path: str, size: int, character: str) -> float:
+    return load_font(path, size).getlength(character)
+
+
+@lru_cache(maxsize=2000)
 def load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
     """The face at `size` pixels an em."""
     if path == PILLOW_DEFAULT:

@@ -23,9 +23,9 @@ from model.demo.phrases import Language
 from model.demo.questions import Exchange, about, without_picture
 from model.demo.recipe import Recipe
 from model.demo.scene import Scene
-from model.demo.targets import Targets, overview_targets, patch_parts, query_parts, slice_targets
+from model.demo.targets import Targets, in_reading_order, overview_targets, slice_targets, together
 from model.prompt import Prompt, Turn, build_prompt
-from model.slicing import Grid, Size, SlicePlan, cut, plan_slices
+from model.slicing import SlicePlan, cut, plan_slices
 from model.tokenizer import ASSISTANT_MARKER, Tokenizer
 
 NO_LABEL = -100
@@ -37,11 +37,18 @@ _SEEN = (10, 22, 8, 60)
 """Weights of text, shapes, both and pages of text in the first stage."""
 _ASKED_ABOUT = (55, 32, 13, 0)
 """The same in the second stage."""
+_SIZES_SEEN = (66, 22, 12)
+"""Weights of pictures of one crop, of a few and of many in the first stage."""
+_SIZES_FIRST = (80, 14, 6)
+"""The same at the beginning of the second: short conversations teach most."""
+_SIZES_ASKED = (40, 30, 30)
+"""And later on; people's pictures are many crops."""
+_SIZE_ONE = (1, 0, 0)
 _TEXT_ONLY_EVERY = 20
 """Of so many batches one has no pictures."""
 _EXPECTED_TEXT_TOKENS = 90
 """Of a conversation; only to choose how many pictures fit a step."""
-_ENOUGH_TEXT_TOKENS = 60
+_ENOUGH_TEXT_TOKENS = 80
 _SKILL_WEIGHTS = {"read": 7.0, "shape": 2.0, "colour": 2.0, "count": 2.5, "position": 3.0, "describe": 2.0, "none": 0.4}
 
 
@@ -51,6 +58,7 @@ class CropGroup:
     """[C, height, width, 3]"""
     patches: Targets
     queries: Targets
+    """The same in reading order, one patch a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +100,21 @@ class Lessons(Dataset[Lesson]):
             )
         tokenizer, fonts = self._tools
         rng = random.Random(f"{self._recipe.seed}-{number}")
-        maker = _Maker(rng, self._recipe, self._config, tokenizer, fonts)
-        if number < self._recipe.see_steps:
+        recipe = self._recipe
+        maker = _Maker(rng, recipe, self._config, tokenizer, fonts)
+        if number < recipe.see_steps:
             return maker.see()
-        return maker.small_talk() if number % _TEXT_ONLY_EVERY == 0 else maker.answer()
+        if number % _TEXT_ONLY_EVERY == 0:
+            return maker.small_talk()
+        is_early = number < recipe.see_steps + recipe.short_share * recipe.answer_steps
+        return maker.answer(_SIZES_FIRST if is_early else _SIZES_ASKED, with_pages=recipe.learns_to_see(number))
 
 
-def sample_size(rng: random.Random, slicing: SlicingConfig, crops: Crops | None = None) -> tuple[int, int]:
-    """Width and height in pixels: two of three pictures are one crop, some a few, some as many as there may be."""
+def sample_size(rng: random.Random, slicing: SlicingConfig, weights: Sequence[float]) -> tuple[int, int]:
+    """Width and height in pixels, of one crop, a few or as many as there may be, by these weights."""
     unit = slicing.scale_resolution**2
     kinds: tuple[Crops, ...] = ("one", "few", "many")
-    kind = crops or rng.choices(kinds, weights=(66, 22, 12))[0]
+    kind = rng.choices(kinds, weights=weights)[0]
     aspect = float(rng.choice(_ASPECTS))
     if kind == "one":
         area = rng.uniform(0.4, 0.97) * unit
@@ -137,14 +149,14 @@ class _Maker:
         self.fonts = fonts
 
     def see(self) -> Lesson:
-        size = sample_size(self.rng, self.config.slicing)
+        size = sample_size(self.rng, self.config.slicing, _SIZES_SEEN)
         plan = plan_slices(*size, self.config.slicing)
         drawings = self._draw(size, max(2, self.recipe.see_crops // plan.num_crops), _SEEN)
         nothing = np.zeros((0, 0), dtype=np.int64)
         return Lesson((), self._groups(drawings, plan), nothing, nothing, nothing.astype(bool), nothing.flatten())
 
-    def answer(self) -> Lesson:
-        size = sample_size(self.rng, self.config.slicing)
+    def answer(self, sizes: Sequence[float], *, with_pages: bool) -> Lesson:
+        size = sample_size(self.rng, self.config.slicing, sizes)
         plan = plan_slices(*size, self.config.slicing)
         tokens = plan.num_crops * (self.config.resampler.num_queries + 2) + _EXPECTED_TEXT_TOKENS
         count = min(self.recipe.answer_crops // plan.num_crops, self.recipe.tokens_per_step // tokens)
@@ -153,7 +165,7 @@ class _Maker:
         for drawing in drawings:
             exchanges = about(drawing.scene, self._language(), self.rng)
             talks.append(self._talk(self._converse(exchanges), plan))
-        return self._lesson(talks, plan, self._groups(drawings, plan), self._pages())
+        return self._lesson(talks, plan, self._groups(drawings, plan), self._pages() if with_pages else ())
 
     def small_talk(self) -> Lesson:
         count = self.recipe.tokens_per_step // (2 * _EXPECTED_TEXT_TOKENS)
@@ -162,7 +174,7 @@ class _Maker:
 
     def _pages(self) -> tuple[CropGroup, ...]:
         """Pictures of one crop, most of them full of text: questions alone would show too few letters."""
-        size = sample_size(self.rng, self.config.slicing, "one")
+        size = sample_size(self.rng, self.config.slicing, _SIZE_ONE)
         return self._groups(self._draw(size, self.recipe.page_crops, _SEEN), plan_slices(*size, self.config.slicing))
 
     def _language(self) -> Language:
@@ -174,21 +186,14 @@ class _Maker:
     def _groups(self, drawings: list[Drawing], plan: SlicePlan) -> tuple[CropGroup, ...]:
         crops = [cut(drawing.image, plan) for drawing in drawings]
         scenes = [drawing.scene for drawing in drawings]
-        patch = self.config.vision.patch_size
 
-        def group(
-            pixels: list[NDArray[np.uint8]], size: Size, label: Callable[[Scene, SlicePlan, Grid], Targets]
-        ) -> CropGroup:
-            patches, queries = (
-                _together([label(scene, plan, parts) for scene in scenes])
-                for parts in (patch_parts(size, patch), query_parts(size))
-            )
-            return CropGroup(np.stack(pixels), patches, queries)
+        def group(pixels: list[NDArray[np.uint8]], label: Callable[[Scene, SlicePlan, int], Targets]) -> CropGroup:
+            patches = together([label(scene, plan, self.config.vision.patch_size) for scene in scenes])
+            return CropGroup(np.stack(pixels), patches, in_reading_order(patches, self.config.resampler.num_queries))
 
-        groups = [group([first for first, *_ in crops], plan.source_size, overview_targets)]
+        groups = [group([first for first, *_ in crops], overview_targets)]
         if plan.slice_size is not None:
-            cells = [cell for _, *cells in crops for cell in cells]
-            groups.append(group(cells, plan.slice_size, slice_targets))
+            groups.append(group([cell for _, *cells in crops for cell in cells], slice_targets))
         return tuple(groups)
 
     def _converse(self, exchanges: list[Exchange]) -> list[Exchange]:
@@ -268,11 +273,3 @@ class _Talk:
     is_read: list[bool]
     spans: list[int]
     """Where each crop's placeholders begin."""
-
-
-def _together(targets: list[Targets]) -> Targets:
-    return Targets(
-        np.concatenate([t.characters for t in targets]),
-        np.concatenate([t.shapes for t in targets]),
-        np.concatenate([t.colours for t in targets]),
-    )

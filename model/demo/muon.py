@@ -1,4 +1,4 @@
-"""The Muon optimizer, in float32 and over many matrices at once.
+"""The Muon optimizer, over many matrices at once, and in float32 where that is faster.
 
 torch.optim.Muon works in bfloat16, which a CPU without matrix instructions for it multiplies several times slower.
 
@@ -23,8 +23,19 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are made orthogonal before the step; for weights [outputs, inputs] of hidden layers."""
 
     def __init__(
-        self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[Tensor],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.float32,
     ) -> None:
+        """
+        Args:
+            precision: in which matrices are made orthogonal; bfloat16 is enough.
+        """
+        self._precision = precision
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -50,7 +61,7 @@ class Muon(torch.optim.Optimizer):
             ahead.append(param.grad.lerp(velocity, momentum))
         rows, columns = params[0].shape
         scale = _RMS_OF_ADAMW * max(rows, columns) ** 0.5
-        for param, update in zip(params, _orthogonal(torch.stack(ahead)), strict=True):
+        for param, update in zip(params, _orthogonal(torch.stack(ahead).to(self._precision)), strict=True):
             param.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"] * scale)
 
 

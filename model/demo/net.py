@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.demo.aim import WhereHead, aim_queries
-from model.demo.targets import NOTHING, NUM_CHARACTERS, NUM_COLOURS, NUM_SHAPES, SLOTS, UNREADABLE, Targets
+from model.demo.targets import NOTHING, NUM_CHARACTERS, NUM_COLOURS, NUM_LINES, NUM_SHAPES, SLOTS, UNREADABLE, Targets
 from model.nn.attention.base import AttentionPlan, LayerCache
 from model.nn.minicpmv import MiniCPMV
 from model.nn.vision import VisionBlock
@@ -21,7 +21,7 @@ from model.nn.vision import VisionBlock
 _NOTHING_WEIGHT = 0.4
 """In the dense loss: of all slots that show nothing, next to all that show something."""
 _OTHERS_WEIGHT = 0.3
-"""In the dense loss: of shapes and of colours, next to characters."""
+"""In the dense loss: of lines, shapes, their middles and colours, each next to characters."""
 
 
 class WholeSequences:
@@ -33,33 +33,35 @@ class WholeSequences:
     def __call__(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, cache: LayerCache, plan: AttentionPlan) -> Tensor:
         del cache, plan
         q, k, v = (x.view(self.num_rows, -1, *x.shape[1:]).transpose(1, 2) for x in (q_TNH, k_TKH, v_TKH))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
+        length = q.shape[2]
+        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        # Written out: on a CPU the gradient of torch's fused attention takes several times longer.
+        scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(later, -torch.inf)
+        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(0, 1)
 
 
 class DenseHead(nn.Module):
-    """What each part of a crop shows, read off its vector."""
+    """What each patch of a crop shows, read off its vector, or off that of the query which looks at it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sizes = [SLOTS * NUM_CHARACTERS, NUM_SHAPES, NUM_COLOURS]
+        self.sizes = [SLOTS * NUM_CHARACTERS, NUM_LINES, NUM_SHAPES, NUM_SHAPES, NUM_COLOURS]
         self.out = nn.Linear(width, sum(self.sizes))
 
     def forward(self, x_BPV: Tensor, targets: Targets) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and the shares of characters and of colours that were told right."""
-        characters, shapes, colours = self.out(x_BPV).flatten(0, 1).split(self.sizes, dim=-1)
+        """The loss, and the share of each kind of label that was told right."""
+        characters, *others = self.out(x_BPV).float().flatten(0, 1).split(self.sizes, dim=-1)
         characters = characters.unflatten(-1, (SLOTS, NUM_CHARACTERS)).flatten(0, 1)
-        wanted = [
+        wanted, *others_wanted = (
             torch.from_numpy(t).flatten().to(x_BPV.device)
-            for t in (targets.characters, targets.shapes, targets.colours)
-        ]
-        loss = _balanced(characters, wanted[0]) + _OTHERS_WEIGHT * (
-            _balanced(shapes, wanted[1]) + _balanced(colours, wanted[2])
+            for t in (targets.characters, targets.lines, targets.shapes, targets.middles, targets.colours)
         )
-        return loss, {
-            "characters": _share_right(characters, wanted[0]),
-            "shapes": _share_right(shapes, wanted[1]),
-            "colours": _share_right(colours, wanted[2]),
-        }
+        loss = _balanced(characters, wanted)
+        figures = {"characters": _share_right(characters, wanted)}
+        for name, scores, labels in zip(("lines", "shapes", "middles", "colours"), others, others_wanted, strict=True):
+            loss = loss + _OTHERS_WEIGHT * _balanced(scores, labels)
+            figures[name] = _share_right(scores, labels)
+        return loss, figures
 
 
 def _balanced(scores: Tensor, wanted: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class Student(nn.Module):
         self.model = MiniCPMV(config, self.attention)
         self.patch_head = DenseHead(config.vision.hidden_size)
         self.query_head = DenseHead(config.language.hidden_size)
-        self.where_head = WhereHead(config.vision.hidden_size)
+        self.where_head = WhereHead(config.language.hidden_size)
         _initialize(self.model)
         self.model.requires_grad_(True)
         # Fixed, so that the tower may keep the tables that it makes of it.
@@ -112,12 +114,20 @@ class Student(nn.Module):
         vectors: Tensor = self.model.resampler(x_BPV, num_rows, num_columns)
         return vectors
 
+    def where_loss(self, x_BPV: Tensor, num_rows: int, num_columns: int) -> Tensor:
+        """How far off the tower is in telling each patch's place: see `model.demo.aim`."""
+        resampler = self.model.resampler
+        x_BPD = x_BPV if resampler.kv_proj is None else resampler.kv_proj(x_BPV)
+        keys_BPD = resampler.ln_kv(x_BPD) + resampler.key_positions(num_rows, num_columns)
+        loss: Tensor = self.where_head(keys_BPD, num_rows, num_columns)
+        return loss
+
     def scores(self, ids_BL: Tensor, image_tokens_I: Tensor, vectors_ID: Tensor, wanted_W: Tensor) -> Tensor:
         """The scores of the next id, [W, vocabulary], after the tokens `wanted_W` of the flattened batch."""
         num_rows, length = ids_BL.shape
         self.attention.num_rows = num_rows
         language = self.model.language
-        h_TD = self.model.embed(ids_BL.flatten(), image_tokens_I, vectors_ID)
+        h_TD = self.model.embed(ids_BL.flatten(), image_tokens_I, vectors_ID.to(language.embedding.dtype))
         positions = torch.arange(length, device=ids_BL.device).repeat(num_rows)
         no_caches = cast(list[LayerCache], [None] * len(language.layers))
         h_TD = language(h_TD, positions, no_caches, cast(AttentionPlan, None))
@@ -153,9 +163,9 @@ def _initialize(model: MiniCPMV) -> None:
 
 
 def _smooth_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of where a patch is in its crop, [1, side * side, width], from a half to ten turns of pi."""
+    """Sines and cosines of where a patch is in its crop, [1, side * side, width], from a half to six turns of pi."""
     quarter = width // 4
-    frequencies = torch.exp(torch.arange(quarter) / quarter * math.log(20.0)) * math.pi / 2
+    frequencies = torch.exp(torch.arange(quarter) / quarter * math.log(12.0)) * math.pi / 2
     angles = ((torch.arange(side) + 0.5) / side)[:, None] * frequencies
     waves = torch.cat((angles.sin(), angles.cos()), dim=1)
     columns, rows = waves.expand(side, side, -1), waves[:, None].expand(side, side, -1)

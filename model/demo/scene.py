@@ -60,6 +60,8 @@ class Glyph:
     y: float
     em: float
     """Size of its typeface in pixels of the picture."""
+    line: int
+    """Index into the scene's lines."""
 
 
 @dataclass(slots=True)

@@ -2,14 +2,17 @@
 
     python -m model.demo.train --out build/demo
 
-Goes on from `OUT/state.pt` when there is one, writes a line of `OUT/log.jsonl` every few steps, and the checkpoint,
-as the server loads it, to `OUT/checkpoint`. Stop it at any time.
+Goes on from `OUT/state.pt` when there is one, else begins with random weights, or those of the checkpoint that
+`--start-from` names. Writes a line of `OUT/log.jsonl` every few steps, and the checkpoint, as the server loads it, to
+`OUT/checkpoint`. Stop it at any time.
 """
 
 import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from model.demo.export import export
@@ -26,6 +30,8 @@ from model.demo.lessons import NO_LABEL, Lesson, Lessons
 from model.demo.muon import Muon
 from model.demo.net import Student
 from model.demo.recipe import Recipe, model_config
+from model.nn.linear import SLOW_ON_CPU
+from model.runtime.loading import OpenedModel
 from model.tokenizer import Tokenizer
 
 _LOG_EVERY = 25
@@ -49,6 +55,10 @@ class Plan:
     device: torch.device
     workers: int
     compiled: bool
+    start_from: Path | None
+    """A checkpoint with the sizes of the recipe, whose queries have been aimed; None begins with random weights."""
+    precision: torch.dtype
+    """Of products; weights, norms and losses stay in float32."""
 
 
 class Trainer:
@@ -59,9 +69,14 @@ class Trainer:
         self.recipe = recipe
         self.plan = plan
         self.config = model_config(Tokenizer.from_folder(plan.tokenizer, "2.0").vocab_size)
-        self.student = Student(self.config).to(plan.device)
+        self.student = Student(self.config)
+        if plan.start_from is not None:
+            opened = OpenedModel.from_folder(plan.start_from)
+            begun = opened.load(device=torch.device("cpu"), weights="fp32", compute="fp32", progress=_silent)
+            self.student.model.load_state_dict(begun.state_dict())
+        self.student.to(plan.device)
         self.average = {name: value.clone() for name, value in self.student.model.state_dict().items()}
-        self.optimizers = _optimizers(self.student, recipe)
+        self.optimizers = _optimizers(self.student, recipe, plan.precision)
         self.step = 0
         self.seconds = 0.0
         if self._state_path.exists():
@@ -101,14 +116,15 @@ class Trainer:
                     self._save()
 
     def _learn(self, lesson: Lesson) -> Figures:
-        if self.step == self.recipe.see_steps:
+        if self.step == self.recipe.aim_step and self.plan.start_from is None:
             self.student.aim_queries()
             self.average |= {name: value.clone() for name, value in self.student.model.state_dict().items()}
         rate = self.recipe.rate(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * rate
-        loss, figures = self._loss(lesson)
+        with self._precision():
+            loss, figures = self._loss(lesson)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no type for it
         nn.utils.clip_grad_norm_(self.student.parameters(), _MAX_GRADIENT)
         for optimizer in self.optimizers:
@@ -120,6 +136,14 @@ class Trainer:
                 self.average[name].lerp_(value, share)
         return figures | {"loss": float(loss.detach())}
 
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        device = self.plan.device.type
+        # On a CPU the gradient of torch's fused attention takes longer than everything else together.
+        attention = [SDPBackend.MATH] if device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with sdpa_kernel(attention), torch.autocast(device, self.plan.precision, self.plan.precision != torch.float32):
+            yield
+
     def _loss(self, lesson: Lesson) -> tuple[Tensor, Figures]:
         device = self.plan.device
         patch = self.config.vision.patch_size
@@ -129,23 +153,26 @@ class Trainer:
         together = (*lesson.groups, *lesson.pages)
         num_crops = sum(len(group.pixels) for group in together)
         asked = lesson.ids.size > 0
+        aimed = self.step >= self.recipe.aim_step
+        sees = self.recipe.learns_to_see(self.step)
         for group in together:
             _, height, width, _ = group.pixels.shape
             grid = height // patch, width // patch
-            seen = self.student.see(torch.from_numpy(group.pixels).to(device))
-            dense_loss, shares = self.student.patch_head(seen, group.patches)
-            where_loss = self.student.where_head(seen, *grid)
-            dense_loss = dense_loss + _WHERE_WEIGHT * where_loss
-            figures |= shares
+            with torch.set_grad_enabled(sees):
+                seen = self.student.see(torch.from_numpy(group.pixels).to(device))
+                resampled = self.student.resample(seen, *grid) if aimed else None
             if asked:
-                resampled = self.student.resample(seen, *grid)
+                assert resampled is not None
                 vectors.append(resampled.flatten(0, 1))
-                query_loss, shares = self.student.query_head(resampled, group.queries)
-                dense_loss = dense_loss + query_loss
-                figures |= {f"query_{name}": share for name, share in shares.items()}
-            weight = (self.recipe.dense_loss if asked else 1.0) * len(group.pixels) / num_crops
-            loss = loss + weight * dense_loss
-            figures |= {"dense_loss": float(dense_loss.detach()), "where_loss": float(where_loss.detach())}
+            if sees:
+                where_loss = self.student.where_loss(seen, *grid)
+                if resampled is None:
+                    dense_loss, shares = self.student.patch_head(seen, group.patches)
+                else:
+                    dense_loss, shares = self.student.query_head(resampled, group.queries)
+                dense_loss = dense_loss + _WHERE_WEIGHT * where_loss
+                loss = loss + len(group.pixels) / num_crops * dense_loss
+                figures |= shares | {"dense_loss": float(dense_loss.detach()), "where_loss": float(where_loss.detach())}
         if not asked:
             return loss, figures
         answer_loss, answer_figures = self._answer_loss(lesson, vectors[: len(lesson.groups)])
@@ -211,7 +238,7 @@ class Means:
                 self.now[name] = before + 0.03 * (value - before)
 
 
-def _optimizers(student: Student, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(student: Student, recipe: Recipe, precision: torch.dtype) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the hidden layers, AdamW for the rest."""
     hidden = ("vision.blocks", "language.layers", "resampler.")
     matrices: list[Tensor] = []
@@ -223,12 +250,16 @@ def _optimizers(student: Student, recipe: Recipe) -> list[torch.optim.Optimizer]
     rest += student.patch_head.parameters()
     rest += student.query_head.parameters()
     rest += student.where_head.parameters()
-    adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
-    muon = Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
+    adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    muon = Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, precision=precision)
     for optimizer in (muon, adam):
         for group in optimizer.param_groups:
             group["full_lr"] = group["lr"]
     return [muon, adam]
+
+
+def _silent(_done_bytes: int, _total_bytes: int) -> None:
+    pass
 
 
 def _unchanged(lesson: Any) -> Any:
@@ -251,8 +282,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; one with a state is gone on with")
     parser.add_argument("--tokenizer", type=Path, default=Path("model/demo/checkpoint"), help="folder with its files")
     parser.add_argument("--fonts", type=Path, default=DEFAULT_FOLDER, help="folder with the typefaces")
+    parser.add_argument("--start-from", type=Path, help="checkpoint to begin with instead of random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32" if torch.bfloat16 in SLOW_ON_CPU else "bf16",
+        help="of products; the default is bf16 where this processor multiplies it",
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     for field in fields(Recipe):
         kind = type(field.default)
@@ -262,7 +300,17 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
     device = torch.device(arguments.device)
-    plan = Plan(arguments.out, arguments.tokenizer, arguments.fonts, device, arguments.workers, arguments.compile)
+    precision = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    plan = Plan(
+        arguments.out,
+        arguments.tokenizer,
+        arguments.fonts,
+        device,
+        arguments.workers,
+        arguments.compile,
+        arguments.start_from,
+        precision,
+    )
     Trainer(recipe, plan).train()
 
 

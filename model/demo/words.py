@@ -84,7 +84,7 @@ def _syllables(rng: random.Random) -> str:
 def _letters(rng: random.Random) -> str:
     alphabet = rng.choices(
         (string.ascii_letters, string.ascii_uppercase + string.digits, string.ascii_lowercase, LATIN),
-        weights=(2, 3, 2, 3),
+        weights=(1, 3, 2, 2),
     )[0]
     return "".join(rng.choice(alphabet) for _ in range(rng.randint(2, 8)))
 

@@ -21,7 +21,14 @@ from server.hub import demo_folder
 from tests.support.runners import load_model
 
 RECIPE = Recipe(
-    see_steps=2, answer_steps=3, see_crops=2, answer_crops=2, page_crops=2, tokens_per_step=200, warmup_steps=1
+    aim_step=1,
+    see_steps=2,
+    answer_steps=3,
+    see_crops=2,
+    answer_crops=2,
+    page_crops=2,
+    tokens_per_step=200,
+    warmup_steps=1,
 )
 CPU = torch.device("cpu")
 
@@ -33,7 +40,7 @@ def _fonts_everywhere(monkeypatch):
 
 def plan(folder):
     folder.mkdir(exist_ok=True)
-    return train.Plan(folder, demo_folder(), folder, CPU, workers=0, compiled=False)
+    return train.Plan(folder, demo_folder(), folder, CPU, workers=0, compiled=False, start_from=None, precision=torch.float32)
 
 
 @pytest.mark.parametrize("number", [2, 4])
@@ -71,7 +78,7 @@ def serve(model, ids, image_tokens, vectors):
         SequenceRow(row, ids[row].tolist(), 0, range(row * blocks, (row + 1) * blocks), (), None)
         for row in range(num_rows)
     ]
-    packed = pack_rows(rows, num_queries=64, max_group_keys=0, device=CPU)
+    packed = pack_rows(rows, num_queries=model.config.resampler.num_queries, max_group_keys=0, device=CPU)
     h = model.embed(packed.token_ids, image_tokens, vectors)
     caches = allocate_layers(model.config.language, num_rows * blocks, "fp32", CPU)
     return model.language.logits(model.language(h, packed.positions, caches, packed.plan))
@@ -117,8 +124,8 @@ def test_the_exported_checkpoint_is_the_average(tmp_path):
 
 
 def test_learning_lowers_the_loss_of_what_is_shown_again_and_again(tmp_path):
-    trainer = train.Trainer(Recipe(see_steps=0, answer_steps=40, warmup_steps=1), plan(tmp_path))
-    small = Recipe(see_steps=0, answer_steps=2, answer_crops=2, page_crops=2, tokens_per_step=200)
+    trainer = train.Trainer(Recipe(aim_step=0, see_steps=0, answer_steps=40, warmup_steps=1), plan(tmp_path))
+    small = Recipe(aim_step=0, see_steps=0, answer_steps=2, answer_crops=2, page_crops=2, tokens_per_step=200)
     lesson = Lessons(small, trainer.config, demo_folder(), tmp_path)[1]
     losses = []
     for _ in range(12):
