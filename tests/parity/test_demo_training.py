@@ -40,7 +40,9 @@ def _fonts_everywhere(monkeypatch):
 
 def plan(folder):
     folder.mkdir(exist_ok=True)
-    return train.Plan(folder, demo_folder(), folder, CPU, workers=0, compiled=False, start_from=None, precision=torch.float32)
+    return train.Plan(
+        folder, demo_folder(), folder, CPU, workers=0, compiled=False, start_from=None, precision=torch.float32
+    )
 
 
 @pytest.mark.parametrize("number", [2, 4])
