@@ -37,7 +37,8 @@ class WholeSequences:
         later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
         # Written out: on a CPU the gradient of torch's fused attention takes several times longer.
         scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(later, -torch.inf)
-        return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(0, 1)
+        mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
+        return mixed.transpose(1, 2).flatten(0, 1)
 
 
 class DenseHead(nn.Module):

@@ -111,7 +111,7 @@ class Trainer:
                 bar.update(task, completed=self.step, loss=means.now.get("loss", math.nan))
                 last = self.step == len(lessons)
                 if self.step % _LOG_EVERY == 0 or last:
-                    self._log(means.now)
+                    self._log(means.take())
                 if self.step % _SAVE_EVERY == 0 or last:
                     self._save()
 
@@ -226,16 +226,24 @@ class Trainer:
 
 
 class Means:
-    """Running means of the figures of the last hundred steps or so; those that a step lacks stay."""
+    """Running means of the figures of the last hundred steps or so."""
 
     def __init__(self) -> None:
         self.now: Figures = {}
+        self._news: set[str] = set()
 
     def add(self, figures: Figures) -> None:
         for name, value in figures.items():
             if not math.isnan(value):
                 before = self.now.get(name, value)
                 self.now[name] = before + 0.03 * (value - before)
+                self._news.add(name)
+
+    def take(self) -> Figures:
+        """Those that steps since the last call have had."""
+        taken = {name: value for name, value in self.now.items() if name in self._news}
+        self._news.clear()
+        return taken
 
 
 def _optimizers(student: Student, recipe: Recipe, precision: torch.dtype) -> list[torch.optim.Optimizer]:
