@@ -72,7 +72,7 @@ def test_head_sizes_and_shared_heads(device, size, num_kv_heads):
 
 
 @devices
-@formats
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
 def test_rows_that_end_around_a_block_decode_together(device, kv):
     lengths = [2, 15, 16, 17, 31, 32, 33, 64, 65]
     sequences = Sequences(lengths, 1, 1, device=device)
@@ -81,7 +81,7 @@ def test_rows_that_end_around_a_block_decode_together(device, kv):
 
 
 @devices
-@pytest.mark.parametrize("num_new", [15, 16, 17, 31, 32, 33, 64, 65, 97])
+@pytest.mark.parametrize("num_new", [15, 16, 17, 32, 33, 65])
 def test_chunks_around_a_tile_behind_a_prefix(device, num_new):
     """Tiles have 16 tokens, or 32 in float32; keys 32."""
     sequences = Sequences([num_new + 37, 40], 1, 1, device=device)
@@ -97,8 +97,7 @@ def test_chunks_of_more_than_a_tile_in_half_precision(device, dtype):
 
 
 @devices
-@formats
-@pytest.mark.parametrize("num_splits", [1, 2, 3, 64])
+@pytest.mark.parametrize(("kv", "num_splits"), [*((kv, 3) for kv in FORMATS), ("int8", 1), ("int8", 2), ("int8", 64)])
 def test_splits_of_long_rows_beside_short_ones(device, kv, num_splits):
     """The second row has no key in most splits; 64 are more than there are tiles of 64 keys."""
     sequences = Sequences([600, 3, 257], 1, 1, size=64, device=device)
@@ -162,8 +161,7 @@ ONE_STEP = {"fp32": 1e-6, "bf16": 2.0**-7, "fp16": 2.0**-10, "int8": 0.04, "fp8"
 @devices
 @formats
 @dtypes
-@pytest.mark.parametrize("size", [16, 40])
-@pytest.mark.parametrize("num_heads", [5, 8])
+@pytest.mark.parametrize(("size", "num_heads"), [(16, 5), (40, 8)])
 def test_what_is_stored_and_turned(device, kv, dtype, size, num_heads):
     """As Rotary and the pool's own write do it: bit by bit, but for the last one, as a GPU joins products and sums."""
     generator = torch.Generator().manual_seed(3)
