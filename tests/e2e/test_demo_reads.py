@@ -1,15 +1,17 @@
 """The bundled demo does what its card says, asked as users ask: over HTTP, alone, together, streamed and again.
 
 The pictures in tests/data/demo-exam were drawn by `model.demo.exam.write_exam` with seeds, texts and typefaces that the
-training never saw. The card has the marks for many more of them. While it says that the demo is far from its aims, what
-is held here is that subjects that are learned stay so, and that eight bits cost nothing that shows.
+training never saw. The card has the marks for many more of them. What is held here, with a margin, is that what is
+learned stays so, and that eight bits cost nothing that shows.
 """
 
 import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
 from model.demo.evaluate import examine
 from model.demo.exam import Item, mark, read_exam
@@ -20,8 +22,10 @@ from tests.support.server_process import ServerProcess
 EXAM = Path(__file__).resolve().parents[1] / "data" / "demo-exam"
 ITEMS = read_exam(EXAM)
 DEMO = load_demonstration(demo_folder())
-LEARNED = {"no picture": 1.0, "colours": 0.5}
-"""Share right in each language at the least."""
+LEARNED = {"no picture": 1.0, "colours": 0.6}
+"""Share right in both languages at the least."""
+READ = {"one line": 0.5, "Chinese characters": 0.5}
+"""Share of characters wrong in both languages at the most."""
 
 
 @pytest.fixture(scope="module", params=[(), ("--weights", "int8", "--kv", "int8")], ids=["as shipped", "8 bits"])
@@ -50,6 +54,27 @@ def test_what_the_demo_has_learned(demo):
     for subject, least in LEARNED.items():
         both = [marks[subject, language] for language in ("en", "zh")]
         assert sum(one.right for one in both) >= least * sum(one.asked for one in both), subject
+    for subject, most in READ.items():
+        both = [marks[subject, language] for language in ("en", "zh")]
+        assert sum(one.edits for one in both) <= most * sum(one.characters for one in both), subject
+
+
+def test_follow_ups_are_about_the_same_picture(demo):
+    picture = Image.new("RGB", (300, 220), "white")
+    ImageDraw.Draw(picture).ellipse((90, 50, 210, 170), fill=(220, 30, 35))
+    stored = io.BytesIO()
+    picture.save(stored, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(stored.getvalue()).decode()}"
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    talk = (("What shape is this?", "A red circle."), ("What color is it?", "Red."), ("它是什么颜色的？", "红色。"))
+    for question, answer in talk:
+        if messages[-1]["role"] == "user":
+            messages[-1]["content"].append({"type": "text", "text": question})
+        else:
+            messages.append({"role": "user", "content": question})
+        reply = demo.client().chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=40)
+        assert reply.choices[0].message.content == answer
+        messages.append({"role": "assistant", "content": answer})
 
 
 @pytest.mark.parametrize("subject", ["colours", "one line", "no picture"])
