@@ -70,6 +70,7 @@ class Trainer:
         self.plan = plan
         self.config = model_config(Tokenizer.from_folder(plan.tokenizer, "2.0").vocab_size)
         self.student = Student(self.config)
+        self._aim_step = recipe.aim_step if plan.start_from is None else None
         if plan.start_from is not None:
             opened = OpenedModel.from_folder(plan.start_from)
             begun = opened.load(device=torch.device("cpu"), weights="fp32", compute="fp32", progress=_silent)
@@ -116,7 +117,7 @@ class Trainer:
                     self._save()
 
     def _learn(self, lesson: Lesson) -> Figures:
-        if self.step == self.recipe.aim_step and self.plan.start_from is None:
+        if self.step == self._aim_step:
             self.student.aim_queries()
             self.average |= {name: value.clone() for name, value in self.student.model.state_dict().items()}
         rate = self.recipe.rate(self.step)
@@ -153,7 +154,7 @@ class Trainer:
         together = (*lesson.groups, *lesson.pages)
         num_crops = sum(len(group.pixels) for group in together)
         asked = lesson.ids.size > 0
-        aimed = self.step >= self.recipe.aim_step
+        aimed = self._aim_step is None or self.step >= self._aim_step
         sees = self.recipe.learns_to_see(self.step)
         for group in together:
             _, height, width, _ = group.pixels.shape

@@ -1,6 +1,7 @@
 """What the training computes is what is served, and a run that was stopped goes on as if it had not been."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,6 +116,17 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 5
     assert {"loss", "characters", "read", "other"} <= set(log[-1])
+
+
+def test_training_begins_with_the_weights_of_a_checkpoint_and_leaves_its_queries_aimed(tmp_path):
+    recipe = replace(RECIPE, see_steps=0, answer_steps=2, joint_steps=2)
+    trainer = train.Trainer(recipe, replace(plan(tmp_path), start_from=demo_folder()))
+    served = load_model(demo_folder()).state_dict()
+    for name, value in trainer.student.model.state_dict().items():
+        assert torch.equal(value, served[name]), name
+    trainer.train()
+    moved = (trainer.student.model.resampler.position - served["resampler.position"]).abs().max()
+    assert 0 < moved < 0.01
 
 
 def test_the_exported_checkpoint_is_the_average(tmp_path):
