@@ -246,8 +246,9 @@ def _write_header(file: BinaryIO, specs: list[TensorSpec]) -> None:
 def _draw(spec: TensorSpec, seed: int) -> Iterator[torch.Tensor]:
     """The tensor's values in float32, flat, a few million at a time."""
     if spec.name == _QUERY_POSITIONS:
-        side = math.isqrt(spec.shape[0])
-        yield torch.from_numpy(grid_positions(side, side, spec.shape[1])).flatten()
+        # A square of queries; where their number is none, the first of the next larger one.
+        side = math.ceil(math.sqrt(spec.shape[0]))
+        yield torch.from_numpy(grid_positions(side, side, spec.shape[1])[: spec.shape[0]]).flatten()
         return
     generator = torch.Generator().manual_seed(zlib.crc32(spec.name.encode(), seed))
     part = math.prod(spec.shape) // len(spec.gains)

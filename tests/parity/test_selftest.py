@@ -115,7 +115,7 @@ def test_report_of_a_sound_checkpoint(capfd):
     assert run_selftest(demo_folder(), device="cpu", num_threads=2, max_tokens=2) is True
 
     printed = capfd.readouterr()
-    assert "all 17 stages agree" in printed.out
+    assert "all 18 stages agree" in printed.out
     assert "DIFFERS" not in printed.out
     assert printed.err == ""
 

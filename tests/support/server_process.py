@@ -28,6 +28,7 @@ class ServerProcess:
         command += ["--served-model-name", "tiny", *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MINICPMV_")}
         self._clients: list[openai.OpenAI] = []
+        self._is_told_to_end = False
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
@@ -85,13 +86,15 @@ class ServerProcess:
         return found
 
     def terminate(self) -> None:
+        self._is_told_to_end = True
         self.process.send_signal(signal.SIGTERM)
 
     def stop(self) -> int:
         """Ends the server and returns its exit status."""
         for client in self._clients:
             client.close()
-        if self.process.poll() is None:
+        # Once: a second signal may find a server that has put its handlers down already, and kills it.
+        if self.process.poll() is None and not self._is_told_to_end:
             self.terminate()
         try:
             return self.process.wait(timeout=60)
