@@ -46,6 +46,7 @@ format: setup-dev ## Put the code into its format
 
 docs: setup-dev ## Write the parts of docs/ that come from the code
 	$(VENV_PYTHON) scripts/settings_table.py
+	$(VENV_PYTHON) -m scripts.metrics_table
 
 lock: setup-dev ## Pin the versions in constraints.txt anew: make lock ARGS=--upgrade for newer ones
 	$(VENV_PYTHON) -m pip install --quiet uv
