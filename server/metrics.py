@@ -90,6 +90,7 @@ class Metrics:
 
     def on_stats(self, stats: Stats) -> None:
         """A snapshot of the engine and what was added since the last one."""
+        self.engine_reports.inc()
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.num_kv_blocks_used / stats.num_kv_blocks if stats.num_kv_blocks else 0)
@@ -206,6 +207,9 @@ class Metrics:
             self.routing_registry.register(gauge)
         self.preemptions = self._counter("num_preemptions_total", "Sequences put back to make room in the KV cache.")
         self.engine_steps = self._counter("engine_steps_total", "Steps that the engine has run.")
+        self.engine_reports = self._counter(
+            "engine_reports_total", "Reports of the engine: one a second at least, unless it loads or is stuck."
+        )
         self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens, computed or found in the prefix cache."
         )
