@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from server.api.caller import cache_salt
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
     LIMIT_EXCEEDED,
@@ -66,6 +67,7 @@ def to_generation_request(
         num_choices=wire.n or 1,
         stop=tuple(wire.stop or ()),
         ignore_eos=bool(wire.ignore_eos),
+        cache_salt=cache_salt(wire.cache_salt),
     )
 
 
