@@ -115,7 +115,7 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
     """Settles what needs no decoding before the first picture is decoded."""
     num_images = 0
     for number, message in enumerate(messages):
-        for place, part in enumerate(message.content):
+        for place, part in enumerate(message.content or ()):
             if not isinstance(part, ImagePart):
                 continue
             if not isinstance(message, UserMessage):
@@ -131,14 +131,17 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 
 
 def _text(message: _WireMessage) -> str:
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    parts = [part for part in message.content or () if not isinstance(part, ImagePart)]
+    text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
+    refusal = message.refusal if isinstance(message, AssistantMessage) else None
+    return "\n".join(filter(None, (text, refusal)))
 
 
 def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
     """Of the message's pictures, each with the path of its field."""
     return [
         (f"messages[{number}].content[{place}].image_url.url", part.image_url.url)
-        for place, part in enumerate(message.content)
+        for place, part in enumerate(message.content or ())
         if isinstance(part, ImagePart)
     ]
 

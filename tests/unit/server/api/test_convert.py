@@ -118,6 +118,22 @@ def test_system_text_goes_in_front_of_the_first_user_turn(
     assert [(message.role, message.text) for message in convert(messages).messages] == expected
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"refusal": "I cannot."}, "I cannot."),
+        ({"content": "", "refusal": "I cannot."}, "I cannot."),
+        ({"content": "Well.", "refusal": "I cannot."}, "Well.\nI cannot."),
+        ({"content": [text("Well."), {"type": "refusal", "refusal": "No."}], "name": "bot"}, "Well.\nNo."),
+        ({"content": "", "refusal": None}, ""),
+    ],
+)
+def test_an_answer_that_refused_is_its_turns_text(message: dict[str, Any], expected: str) -> None:
+    turns = convert([USER, {"role": "assistant"} | message, USER]).messages
+    assert [turn.text for turn in turns] == ["hi", expected, "hi"]
+
+
 def test_folding_keeps_the_pictures_of_the_turn() -> None:
     (message,) = convert([SYSTEM, {"role": "user", "content": [PICTURES[0], text("hi")]}]).messages
     assert message.text == "Be brief.\nhi"

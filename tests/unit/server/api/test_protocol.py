@@ -208,7 +208,16 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name", "invalid_type"),
+        ({"messages": [{"role": "user", "content": "x", "name": "x" * 257}]}, "messages[0].name", "invalid_value"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "assistant", "refusal": 3}]}, "messages[0].refusal", "invalid_type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]},
+            "messages[0].content[0]",
+            "unsupported_value",
+        ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
             "messages[0].tool_calls",
