@@ -69,7 +69,7 @@ class Choice:
     def __init__(self, index: int, request: GenerationRequest, tokenizer: Tokenizer) -> None:
         self.index = index
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, request.stop)
+        self._detokenizer = Detokenizer(tokenizer, request.stop, strips=request.raw_prompt is None)
         self._hides_end = not request.ignore_eos
         self._updates: list[Tokens] = []
         """Not yet looked at."""

@@ -53,9 +53,15 @@ class Detokenizer:
     #   safe .. certain end    in _certain, may become a stop string
     #   certain end .. end     in _held: text since the last special token, if there was one
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """`stop`: strings that end the answer, none of them empty."""
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, strips: bool = True) -> None:
+        """
+        Args:
+            stop: strings that end the answer, none of them empty.
+            strips: drop white space at both ends, as the reference does with an answer. What goes on with a text keeps
+                it.
+        """
         self._tokenizer = tokenizer
+        self._strips = strips
         # Invalid bytes come out as one surrogate each, which become one U+FFFD each, as in sentencepiece; Python's own
         # "replace" would make one U+FFFD of several.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -119,7 +125,7 @@ class Detokenizer:
         self._add_text(_ESCAPED_BYTE.sub("\ufffd", text))
 
     def _add_text(self, text: str) -> None:
-        if self._scanner.position == 0:
+        if self._strips and self._scanner.position == 0:
             text = text.lstrip()
         if not text:
             return
@@ -160,6 +166,8 @@ class Detokenizer:
         self._taken += len(text)
         num_ids = len(self._begins) if end is None else bisect_left(self._begins, end)
         self._num_ids_counted, num_new_ids = num_ids, num_ids - self._num_ids_counted
+        if not self._strips:
+            return TextDelta(text, num_new_ids, self._stopped)
         if body := text.rstrip():
             self._spaces, before = [text[len(body) :]], self._spaces
             body = "".join(before) + body
