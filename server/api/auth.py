@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import Unauthorized
 from server.settings import InvalidSettings, Settings
 
-PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/metrics/routing"})
 """What probes and collectors ask for; they carry no keys. Nothing there tells of requests."""
 
 _NAMED_DIGEST = re.compile(r"[^:]+:([0-9a-fA-F]{64})")

@@ -186,6 +186,7 @@ class Preparer:
     def _plan(self, request: GenerationRequest, limits: EngineLimits) -> _Plan:
         plan = self._plan_prompt(request, limits)
         max_tokens = _max_tokens(request.max_tokens, plan.usage, limits)
+        _check_min_tokens(request.sampling.min_tokens, max_tokens)
         _check_crops([picture.slices for picture in plan.pictures], limits)
         names = tuple(file_hash(picture.image.data, request.cache_salt) for picture in plan.pictures)
         return _Plan(plan.pictures, names, plan.prompt, plan.usage, max_tokens)
@@ -313,6 +314,13 @@ def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
             param="messages" if asked is None or left < 1 else "max_tokens",
         )
     return max_tokens
+
+
+def _check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    if min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {min_tokens}, but no more than {max_tokens} tokens are generated", param="min_tokens"
+        )
 
 
 def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
