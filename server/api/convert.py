@@ -36,12 +36,7 @@ def read_pictures(
         InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
-    if wire.model != model.model_id:
-        raise NotFound(
-            f"there is no model {wire.model[:200]!r}; this server has {model.model_id!r}",
-            param="model",
-            code="model_not_found",
-        )
+    check_model(wire.model, model)
     _check_token_ids(wire, model.vocab_size)
     _check_pictures(wire.messages, settings.max_images)
     urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
@@ -49,6 +44,16 @@ def read_pictures(
     limits = image_limits(settings)
     local = {param: read_image(url, limits, param=param) for param, url in urls.items() if param not in remote}
     return local, remote
+
+
+def check_model(named: str | None, model: ModelInfo) -> None:
+    """Raises NotFound where a request names another model than the one that is served."""
+    if named is not None and named != model.model_id:
+        raise NotFound(
+            f"there is no model {named[:200]!r}; this server has {model.model_id!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def to_generation_request(
