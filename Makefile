@@ -4,16 +4,19 @@
 #   TORCH_INDEX  a package index to search besides for torch; https://download.pytorch.org/whl/cpu saves gigabytes
 #                on a machine without a GPU
 #   ARGS         more arguments for the command
+#   RUNBOOKS     for `monitoring`: the address of a copy of this repository's pages, which alerts link to
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+RUNBOOKS ?=
 
 VENV_PYTHON := .venv/bin/python
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock
+.PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock \
+	monitoring check-rules
 
 help: ## Show the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -46,6 +49,14 @@ format: setup-dev ## Put the code into its format
 
 docs: setup-dev ## Write the parts of docs/ that come from the code
 	$(VENV_PYTHON) scripts/settings_table.py
+	$(VENV_PYTHON) -m scripts.metrics_table
+
+monitoring: setup ## Write the manifest of the alert rules and the dashboard
+	$(VENV_PYTHON) -m scripts.prometheus_rule $(RUNBOOKS)
+	$(VENV_PYTHON) -m scripts.dashboard
+
+check-rules: setup-dev ## Check alert rules and dashboard; with promtool on the path, also that each alert fires
+	$(VENV_PYTHON) -m pytest tests/deploy/test_rules.py tests/deploy/test_dashboard.py $(ARGS)
 
 lock: setup-dev ## Pin the versions in constraints.txt anew: make lock ARGS=--upgrade for newer ones
 	$(VENV_PYTHON) -m pip install --quiet uv

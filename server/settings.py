@@ -186,6 +186,9 @@ class Settings(BaseSettings):
         False, description="let special tokens typed in messages act as such; only where every client is trusted"
     )
 
+    metrics_compat: Literal["off", "vllm"] = Field(
+        "off", description="metrics under vLLM's names as well, for routers and dashboards that know no others"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="for people, or for collectors: an object a line")
 

@@ -32,6 +32,7 @@ def create_app(
     A failure of any kind travels up to `RequestContext`, which renders it; the router's own exceptions are rendered
     by `on_http_exception`. No pages of documentation: they would load scripts from elsewhere (docs/decisions/http.md).
     """
+    metrics.watch_admission(num_held=lambda: admission.num_held, is_ready=lambda: admission.is_ready)
     app = FastAPI(
         title="minicpmv",
         version=VERSION,

@@ -19,7 +19,7 @@ from server.settings import InvalidSettings, Settings
 
 logger = logging.getLogger(__name__)
 
-PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/metrics/routing"})
 """What probes and collectors ask for; they carry no keys. Nothing there tells of requests."""
 
 _NAMED_DIGEST = re.compile(r"([^:]{1,64}):([0-9a-fA-F]{64})")
