@@ -70,6 +70,7 @@ def to_generation_request(
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
+        opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
 
