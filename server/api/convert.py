@@ -77,6 +77,7 @@ def to_generation_request(
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
         cache_salt=cache_salt(wire.cache_salt),
+        opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
 
