@@ -43,7 +43,10 @@ def create_app(
         openapi_url=None,
         # A redirect would be built from the Host header, and clients lose their body on the way.
         redirect_slashes=False,
-        middleware=[Middleware(RequestContext, metrics=metrics), Middleware(ApiKeys, keys=keys)],
+        middleware=[
+            Middleware(RequestContext, metrics=metrics),
+            Middleware(ApiKeys, keys=keys, settings=settings, metrics=metrics),
+        ],
         exception_handlers={HTTPException: on_http_exception},
     )
     intake = Intake(settings=settings, engine=engine, admission=admission, metrics=metrics, remote_images=remote_images)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from server.api.caller import cache_salt
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
     LIMIT_EXCEEDED,
@@ -75,6 +76,7 @@ def to_generation_request(
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
+        cache_salt=cache_salt(wire.cache_salt),
     )
 
 

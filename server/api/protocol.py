@@ -286,6 +286,8 @@ class ChatCompletionRequest(WireModel):
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them.
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    """Only requests with the same one find each other's prompts and pictures in the caches."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
     include_stop_str_in_output: bool | None = None
