@@ -302,7 +302,7 @@ def test_empty_stop_string_is_a_mistake_of_ours():
         Detokenizer(TINY, [""])
 
 
-def test_what_goes_on_with_a_text_keeps_its_white_space():
+def test_white_space_of_what_goes_on_with_a_text_is_kept_up_to_a_stop_string():
     ids = TINY.encode(" a b \n")
     for stop, expected in (((), " a b \n"), (("b",), " a ")):
         detokenizer = Detokenizer(TINY, stop, strips=False)
