@@ -34,6 +34,18 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Beams:
+    """Beam search instead of draws: of the sampling parameters the penalties alone count."""
+
+    num_beams: int
+    """At least 2; the choices of the request are the best results, and no more than these."""
+    length_penalty: float = 1.0
+    """A result's score is its log-probability divided by its length to the power of this."""
+    early_stopping: bool | Literal["never"] = False
+    """When to stop once `num_beams` results are there: at once, when no better one is likely, when none is possible."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything the engine needs to answer, already validated, in no particular client's dialect."""
 
@@ -49,6 +61,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
+    beams: Beams | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,14 @@ class Sampling(msgspec.Struct, frozen=True):
     num_logprobs: int | None
 
 
+class Beams(msgspec.Struct, frozen=True):
+    """Beam search instead of draws; as many results as the request has seeds."""
+
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """A request: one sequence for each seed, all over the same prompt."""
 
@@ -85,6 +93,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """None ignores the end id."""
     cache_salt: bytes = b""
     """Only requests with the same salt share KV blocks."""
+    beams: Beams | None = None
 
 
 class Pixels(msgspec.Struct, frozen=True, tag=True):
