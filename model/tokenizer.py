@@ -47,7 +47,10 @@ class Tokenizer:
         self._specials = dict(specials)
         self._special_ids = {name: special_id for special_id, name in specials.items()}
         self._special_names = re.compile("|".join(map(re.escape, self._special_ids)))
-        self._unsafe_names = re.compile("|".join(map(re.escape, self._find_unsafe_names())))
+        controls = self._find_control_names()
+        self._control_names = re.compile("|".join(map(re.escape, controls)))
+        markers = [self._breakable(USER_MARKER), self._breakable(ASSISTANT_MARKER)]
+        self._unsafe_names = re.compile("|".join(map(re.escape, [*controls, *markers])))
 
         self.vocab_size: int = processor.vocab_size()
         self.unk_id = self._special_ids["<unk>"]
@@ -88,13 +91,14 @@ class Tokenizer:
             pieces.append(text[end:])
         return pieces
 
-    def split_plain(self, text: str) -> list[str]:
+    def split_plain(self, text: str, *, keeps_markers: bool = False) -> list[str]:
         """The same text in pieces that hold no control token: what a user types stays text.
 
-        Encoding each piece by itself gives no special id and never the ids of a turn marker. Text without such names
-        is one piece, so that it encodes exactly as in the reference.
+        Encoding each piece by itself gives no special id and, unless `keeps_markers`, never the ids of a turn marker.
+        Text without such names is one piece, so that it encodes exactly as in the reference.
         """
-        cuts = [match.start() + _BREAK_AT for match in self._unsafe_names.finditer(text)]
+        names = self._control_names if keeps_markers else self._unsafe_names
+        cuts = [match.start() + _BREAK_AT for match in names.finditer(text)]
         return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
     def encode(self, stretch: str) -> list[int]:
@@ -110,20 +114,24 @@ class Tokenizer:
         ids: list[int] = self._processor.encode(stretch)
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of generated ids by the reference's whole rule; "" when nothing is left.
 
-        <unk> is dropped anywhere, <s> at the beginning, </s> at the end; other special tokens are kept by name.
+        <unk> is dropped anywhere, <s> at the beginning, </s> at the end; other special tokens are kept by name. With
+        `skip_special_tokens` all of them are dropped, with False none is.
         The space that a special token brings goes before the text since the special token before it, not directly
         before the token: <box>, "1", </box> gives "<box> 1</box>". White space at both ends is stripped.
 
         Source: `LlamaTokenizer.convert_tokens_to_string` of transformers 4.36.0, and `chat` of modeling_minicpmv.py.
         """
-        kept = [token_id for token_id in ids if token_id != self.unk_id]
-        if kept[:1] == [self.bos_id]:
-            del kept[0]
-        if kept[-1:] == [self.eos_id]:
-            del kept[-1]
+        if skip_special_tokens is None:
+            kept = [token_id for token_id in ids if token_id != self.unk_id]
+            if kept[:1] == [self.bos_id]:
+                del kept[0]
+            if kept[-1:] == [self.eos_id]:
+                del kept[-1]
+        else:
+            kept = [token_id for token_id in ids if not (skip_special_tokens and token_id in self._specials)]
         parts: list[str] = []
         stretch: list[int] = []
         for token_id in kept:
@@ -136,6 +144,13 @@ class Tokenizer:
                 stretch.append(token_id)
         parts.append(self._processor.decode(stretch))
         return "".join(parts).strip()
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that the ids stand for as they are: special tokens by name, nothing dropped, nothing stripped.
+
+        The inverse of `encode`. A byte that is no part of a character is U+FFFD.
+        """
+        return b"".join(map(self.id_to_bytes, ids)).decode(errors="replace")
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._specials
@@ -157,14 +172,11 @@ class Tokenizer:
         """The text of the id alone; U+FFFD for a byte that is no character by itself."""
         return self.id_to_bytes(token_id).decode(errors="replace")
 
-    def _find_unsafe_names(self) -> list[str]:
+    def _find_control_names(self) -> list[str]:
         """What must not reach sentencepiece in one piece: names that it turns into control ids by itself."""
         # Not the names in tokenizer_config.json: sentencepiece knows <image>, but calls </slice> <reserved_23>.
         names = [self._processor.id_to_piece(special_id) for special_id in self._specials]
-        return [name for name in names if not set(self.encode(name)).isdisjoint(self._specials)] + [
-            self._breakable(USER_MARKER),
-            self._breakable(ASSISTANT_MARKER),
-        ]
+        return [name for name in names if not set(self.encode(name)).isdisjoint(self._specials)]
 
     def _breakable(self, marker: str) -> str:
         """The marker, if one of its ids reaches across the break: only then does breaking change the ids."""

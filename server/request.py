@@ -46,6 +46,16 @@ class Beams:
 
 
 @dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt in no chat form, to be continued as it is."""
+
+    content: str | tuple[int, ...]
+    """Text, in which turn markers act but special tokens stay text; or token ids, of which none is empty."""
+    add_start: bool = True
+    """Text begins with the start token. Ids are taken as they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything the engine needs to answer, already validated, in no particular client's dialect."""
 
@@ -59,9 +69,17 @@ class GenerationRequest:
     num_choices: int = 1
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    """End the answer as the end id does."""
+    include_stop: bool = False
+    """The text ends with what stopped it, a string or one of `stop_token_ids`, instead of before it."""
+    skip_special_tokens: bool | None = None
+    """Names of special tokens in the text: none, all, or with None those that the vendor's own code leaves."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
     beams: Beams | None = None
+    raw_prompt: RawPrompt | None = None
+    """Instead of messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ before their entries are looked at, so a hostile body costs no more than its par
 The limits are settings: `ChatCompletionRequest.model_validate_json(body, context=settings)`.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,15 @@ UNSUPPORTED_PARAMETER = "unsupported_parameter"
 UNSUPPORTED_VALUE = "unsupported_value"
 LIMIT_EXCEEDED = "limit_exceeded"
 INVALID_VALUE = "invalid_value"
+INVALID_TYPE = "invalid_type"
+
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 1024
+"""Entries. OpenAI takes a few hundred; each costs a few bytes of the engine's memory and no time worth telling."""
+MAX_BIAS = 100
+
+
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class WireModel(BaseModel):
@@ -76,11 +86,11 @@ def _only(*accepted: Any) -> PlainValidator:
     return PlainValidator(check)
 
 
-def _length_limit(setting: str) -> BeforeValidator:
-    """Refuses a list with more entries than the setting says, before any entry is validated."""
+def _length_limit(limit_or_setting: int | str) -> BeforeValidator:
+    """Refuses a list with more entries than the number or the setting says, before any entry is validated."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        limit: int = getattr(info.context, setting)
+        limit: int = limit_or_setting if isinstance(limit_or_setting, int) else getattr(info.context, limit_or_setting)
         if isinstance(value, list) and len(value) > limit:
             raise PydanticCustomError(
                 LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": limit}
@@ -117,6 +127,11 @@ class ImagePart(WireModel):
     prompt_cache_breakpoint: NotSupported = None
 
 
+class RefusalPart(WireModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
 def _by(field: str, choices: str) -> Discriminator:
     """Chooses a member of a union by this field of the object.
 
@@ -145,35 +160,60 @@ def _as_list(value: Any) -> Any:
 _Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")], _by("type", "'text' or 'image_url'")
 ]
+# In an earlier answer; that pictures cannot stand there is said later, as for the system's messages.
+_AnswerPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[RefusalPart, Tag("<refusal>")],
+    _by("type", "'text' or 'refusal'"),
+]
 # A string is the same as one text part. Validators in `Annotated` run from the last to the first.
 Content = Annotated[
     list[_Part], Field(min_length=1), FailFast(), _length_limit("max_parts"), BeforeValidator(_as_list_of_parts)
 ]
 
 
+AnswerContent = Annotated[
+    list[_AnswerPart] | None,
+    Field(min_length=1),
+    FailFast(),
+    _length_limit("max_parts"),
+    BeforeValidator(_as_list_of_parts),
+]
+Name = Annotated[str | None, Field(max_length=256)]
+"""Of a participant. Accepted; the model was trained without names."""
+
+
 class SystemMessage(WireModel):
     content: Content
     role: Literal["system", "developer"]
-    name: NotSupported = None
+    name: Name = None
 
 
 class UserMessage(WireModel):
     content: Content
     role: Literal["user"]
-    name: NotSupported = None
+    name: Name = None
 
 
 class AssistantMessage(WireModel):
     """An earlier answer. The fields that are off let a client send back the very message it received."""
 
-    content: Content
+    content: AnswerContent = None
     role: Literal["assistant"]
     annotations: NotSupported = None
     audio: NotSupported = None
     function_call: NotSupported = None
-    name: NotSupported = None
-    refusal: NotSupported = None
+    name: Name = None
+    refusal: str | None = None
+    """The answer, where it is one that refuses."""
     tool_calls: NotSupported = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.refusal is None:
+            raise PydanticCustomError("missing", "Field required", {"param": "content"})
+        return self
 
 
 WireMessage = Annotated[
@@ -203,14 +243,40 @@ def _choices_limit(value: int | None, info: ValidationInfo) -> int | None:
     return value
 
 
+def _read_logit_bias(value: Any) -> dict[int, float] | None:
+    """{"50256": -100} -> {50256: -100.0}. That the ids belong to the vocabulary is seen later."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PydanticCustomError(INVALID_TYPE, "must be an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError(
+            LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": MAX_LOGIT_BIAS}
+        )
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not _TOKEN_ID.fullmatch(str(key)):
+            raise PydanticCustomError(INVALID_VALUE, "is not a token id", {"param": str(key)})
+        # A bool is an int in Python; NaN compares as neither.
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise PydanticCustomError(INVALID_TYPE, "must be a number", {"param": key})
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise PydanticCustomError(
+                INVALID_VALUE, "must be between -{limit} and {limit}", {"param": key, "limit": MAX_BIAS}
+            )
+        biases[int(key)] = float(bias)
+    return biases
+
+
 class ChatCompletionRequest(WireModel):
     messages: Annotated[list[WireMessage], Field(min_length=1), FailFast(), _length_limit("max_messages")]
     model: str
     audio: NotSupported = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    function_call: NotSupported = None
+    function_call: Annotated[str | None, _only("none")] = None
     functions: NotSupported = None
-    logit_bias: NotSupported = None
+    logit_bias: Annotated[dict[int, float] | None, PlainValidator(_read_logit_bias)] = None
+    """Ids of the vocabulary and what is added to their scores."""
     logprobs: bool | None = None
     max_completion_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
     max_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
@@ -225,8 +291,8 @@ class ChatCompletionRequest(WireModel):
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     prompt_cache_key: str | None = None
     prompt_cache_options: NotSupported = None
-    prompt_cache_retention: NotSupported = None
-    reasoning_effort: NotSupported = None
+    prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
+    reasoning_effort: Annotated[str | None, _only("none")] = None
     response_format: Annotated[dict[str, str] | None, _only({"type": "text"})] = None
     safety_identifier: str | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
@@ -246,23 +312,30 @@ class ChatCompletionRequest(WireModel):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     user: str | None = None
-    verbosity: NotSupported = None
+    verbosity: Annotated[str | None, _only("medium")] = None
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them.
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    """Only requests with the same one find each other's prompts and pictures in the caches."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
+    include_stop_str_in_output: bool | None = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     return_token_ids: bool | None = None
+    skip_special_tokens: bool | None = None
+    """Left out, the text has the names that the vendor's own code leaves in it."""
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**31)]] | None, FailFast(), _length_limit(MAX_STOP_TOKEN_IDS)
+    ] = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
 
     # Known from other servers, and not done here.
     best_of: NotSupported = None
     length_penalty: NotSupported = None
-    min_p: NotSupported = None
-    min_tokens: NotSupported = None
-    stop_token_ids: NotSupported = None
     use_beam_search: NotSupported = None
 
     @model_validator(mode="after")

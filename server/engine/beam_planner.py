@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from model.step import BlockCopy, Sampled, StateFork
-from server.engine.beam_search import BeamSearch
+from server.engine.beam_search import BeamSearch, num_candidates
 from server.engine.blocks import BlockPool
 from server.engine.sequence import FinishReason, Sequence, Status
 
@@ -76,8 +76,7 @@ class BeamPlanner:
         """A new sequence."""
         if sequence.beams is None:
             return
-        end_ids = frozenset[int]() if sequence.eos_id is None else frozenset({sequence.eos_id})
-        search = BeamSearch(sequence.beams, max_tokens=sequence.max_tokens, end_ids=end_ids)
+        search = BeamSearch(sequence.beams, max_tokens=sequence.max_tokens, end_ids=_end_ids(sequence))
         others = [
             replace(sequence, generated_ids=[], block_table=[], block_hashes=[])
             for _ in range(sequence.beams.num_beams - 1)
@@ -176,10 +175,7 @@ class BeamPlanner:
 
     def num_best(self, sequence: Sequence) -> int | None:
         """Best ids that a draw is to tell of a beam; None where an id is drawn. `sequence` may be any beam."""
-        if sequence.beams is None:
-            return None
-        num_ends = 0 if sequence.eos_id is None else 1
-        return max(2, 1 + num_ends) * sequence.beams.num_beams
+        return None if sequence.beams is None else num_candidates(sequence.beams, len(_end_ids(sequence)))
 
     def take_copies(self) -> tuple[BlockCopy, ...]:
         """Since the last call; for the step that follows."""
@@ -284,6 +280,10 @@ class BeamPlanner:
             beam.num_computed, beam.has_state = num_computed, True
             group.forks.append(StateFork(beam.state_slot, slot, text.ids[-1]))
         group.is_forked = True
+
+
+def _end_ids(sequence: Sequence) -> frozenset[int]:
+    return sequence.stop_token_ids if sequence.eos_id is None else sequence.stop_token_ids | {sequence.eos_id}
 
 
 def _num_results(group: _Group) -> int:

@@ -86,8 +86,8 @@ class BeamSearch:
 
     @property
     def num_candidates(self) -> int:
-        """Next ids of each beam, the best ones, that `advance` needs: so many that `num_beams` of them go on."""
-        return max(2, 1 + len(self._end_ids)) * self._params.num_beams
+        """See the function of this name."""
+        return num_candidates(self._params, len(self._end_ids))
 
     @property
     def num_common(self) -> int:
@@ -173,6 +173,11 @@ class BeamSearch:
         """A kept hypothesis is returned only if it is among the best by the end, so it must be now."""
         open_texts = [] if self.is_over else [beam.ids for beam in self.beams]
         return [one.ids for one in self.results()] + open_texts
+
+
+def num_candidates(params: BeamParams, num_end_ids: int) -> int:
+    """Next ids of each beam, the best ones, that `BeamSearch.advance` needs: so many that `num_beams` of them go on."""
+    return max(2, 1 + num_end_ids) * params.num_beams
 
 
 def _num_common(texts: Sequence[tuple[int, ...]], num_known: int) -> int:

@@ -81,6 +81,12 @@ class TestSteps:
         engine.run_to_end()
         assert_as_alone(engine, *sequences)
 
+    def test_several_end_ids(self) -> None:
+        engine = make_engine()
+        sequence = search(engine, eos_id=3, stop_token_ids=(4, 9, 17), max_tokens=12, beams=BeamParams(3, 3))
+        engine.run_to_end()
+        assert_as_alone(engine, sequence)
+
     def test_among_others(self) -> None:
         engine = make_engine(make_info(num_state_slots=8), max_draft_tokens=3)
         sequences = []
