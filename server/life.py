@@ -14,6 +14,7 @@ from server.api.auth import KeyRing
 from server.api.remote_images import RemoteImages
 from server.engine.client import Engine
 from server.listener import http_server, url_of
+from server.log import tell
 from server.metrics import Metrics
 from server.settings import Settings
 from server.version import VERSION
@@ -47,7 +48,7 @@ class ServerLife:
         """
         Args:
             listener: bound; `run` listens on it and closes it.
-            announce: what is printed when the engine is ready.
+            announce: what is told when the engine is ready.
         """
         self._drain_timeout_s = settings.drain_timeout_s
         self._listener = listener
@@ -76,10 +77,7 @@ class ServerLife:
             loop.add_signal_handler(number, self._on_signal, number)
         serving = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         told = asyncio.create_task(self._told_to_stop.wait())
-        print(
-            f"minicpmv {VERSION} listens on {url_of(self._listener)} and loads {self._engine.model.model_id}",
-            flush=True,
-        )
+        tell(f"minicpmv {VERSION} listens on {url_of(self._listener)} and loads {self._engine.model.model_id}")
         try:
             await self._load(told)
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +98,7 @@ class ServerLife:
             await asyncio.wait({starting})
             return
         starting.result()
-        print(self._announce(), flush=True)
+        tell(self._announce())
 
     async def _drain(self) -> None:
         """Returns when all requests have ended, or when their time is over."""

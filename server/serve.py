@@ -4,10 +4,10 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import uvloop
 
@@ -22,7 +22,7 @@ from server.engine.process import EngineStartError
 from server.hub import ModelError, resolve_model
 from server.life import ServerLife
 from server.listener import CannotListen, bind_socket, url_of
-from server.log import configure_logging, with_fields
+from server.log import configure_logging, tell, with_fields
 from server.metrics import Metrics
 from server.request import ModelInfo
 from server.sampling_defaults import sampling_defaults
@@ -52,11 +52,13 @@ def run_server(settings: Settings) -> int:
             if settings.metrics_compat == "vllm":
                 add_vllm_names(metrics, model_id)
             engine = build_engine(settings, model.folder, model_id, metrics)
-            announce = partial(_announcement, engine, url=url_of(listener), needs_key=bool(keys))
+            announce = partial(
+                _announcement, engine, url=url_of(listener), needs_key=bool(keys), form=settings.log_format
+            )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(ServerLife(settings, listener, engine, metrics, keys, announce=announce).run())
     except (CannotListen, ModelError, ConfigError, TokenizerError, EngineStartError) as err:
-        print(f"minicpmv: {err}", file=sys.stderr, flush=True)
+        tell(f"minicpmv: {err}", is_error=True)
         return 1
     return 0
 
@@ -127,7 +129,9 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
     )
 
 
-def _announcement(engine: EngineClient, *, url: str, needs_key: bool) -> str:
+def _announcement(engine: EngineClient, *, url: str, needs_key: bool, form: Literal["text", "json"]) -> str:
+    if form == "json":  # a line for collectors, with nobody there to paste a question from it
+        return f"{engine.model.model_id} is ready at {url}/v1 on {engine.ready.device}"
     return banner(engine.model, engine.ready, url=url, needs_key=needs_key)
 
 

@@ -183,6 +183,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="for people, or for collectors: an object a line")
+    log_content: bool = Field(False, description="write messages and answers into the log, pictures never")
 
     @field_validator("api_keys")
     @classmethod

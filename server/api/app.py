@@ -39,7 +39,10 @@ def create_app(
         openapi_url=None,
         # A redirect would be built from the Host header, and clients lose their body on the way.
         redirect_slashes=False,
-        middleware=[Middleware(RequestContext, metrics=metrics), Middleware(ApiKeys, keys=keys)],
+        middleware=[
+            Middleware(RequestContext, metrics=metrics, log_content=settings.log_content),
+            Middleware(ApiKeys, keys=keys),
+        ],
         exception_handlers={HTTPException: on_http_exception},
     )
     app.include_router(

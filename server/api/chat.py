@@ -13,13 +13,14 @@ from server.api.connection import read_json_body, while_connected
 from server.api.convert import read_pictures, to_generation_request
 from server.api.errors import invalid_body, json_response
 from server.api.protocol import ChatCompletionRequest
-from server.api.record import RequestRecord
+from server.api.record import RequestRecord, keep_content
 from server.api.remote_images import RemoteImages
 from server.api.render import Reply, stream_frames, whole_completion
 from server.api.sse import EventStream
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
+from server.notes import note
 from server.request import ImageInput, ModelInfo, TokenEvent
 from server.settings import Settings
 from server.version import VERSION
@@ -43,12 +44,15 @@ def chat_router(
         body = await read_json_body(http, max_bytes=settings.max_body_bytes, timeout_s=settings.client_timeout_s)
         wire, prepared = await while_connected(http.receive, _prepare(body, engine, settings, remote_images))
         reply = _reply(wire, prepared, engine.model)
+        note(model=reply.model_id)
+        request = prepared.request
         record = RequestRecord(
             metrics,
             completion_id=reply.completion_id,
             arrived_s=http.state.arrived_s,
             usage=reply.usage,
             stream=reply.is_streamed,
+            content=keep_content(request.messages, request.num_choices) if settings.log_content else None,
         )
         return reply, record.observe(engine.stream(prepared))
 

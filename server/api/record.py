@@ -1,22 +1,28 @@
-"""What one accepted request took, written once to the metrics and once to the log."""
+"""What one accepted request took, told once to the metrics and noted for its line in the log."""
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from server.log import with_fields
 from server.metrics import Metrics
-from server.request import TokenEvent, Usage
-
-logger = logging.getLogger(__name__)
+from server.notes import Content, note, notes_var
+from server.request import Message, TokenEvent, Usage
 
 
 class RequestRecord:
     """Stands between the engine's events and their rendering, and sees them all pass."""
 
-    def __init__(self, metrics: Metrics, *, completion_id: str, arrived_s: float, usage: Usage, stream: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        completion_id: str,
+        arrived_s: float,
+        usage: Usage,
+        stream: bool,
+        content: Content | None = None,
+    ) -> None:
         """
         Args:
             metrics: told of each token and of the end.
@@ -24,6 +30,7 @@ class RequestRecord:
             arrived_s: `time.monotonic()` when the request's headers had come.
             usage: of the prompt.
             stream: whether the answer is streamed, for the log.
+            content: the request's messages and an empty text for each choice, where they may be noted.
         """
         self._metrics = metrics
         self._arrived_s = arrived_s
@@ -31,7 +38,9 @@ class RequestRecord:
         self._prepared_s = time.monotonic()
         self._last_token_s: dict[int, float] = {}
         self._num_tokens: dict[int, int] = {}
+        self._cached_tokens: dict[int, int] = {}
         self._fields: dict[str, object] = {"completion_id": completion_id, "stream": stream}
+        self._content = content
 
     async def observe(self, events: AsyncGenerator[TokenEvent, None]) -> AsyncGenerator[TokenEvent, None]:
         """The same events. Closes `events`."""
@@ -58,6 +67,9 @@ class RequestRecord:
                 self._metrics.on_next_token(now - self._last_token_s[event.choice])
             self._last_token_s[event.choice] = now
         self._num_tokens[event.choice] = event.num_tokens
+        self._cached_tokens[event.choice] = event.cached_tokens
+        if self._content is not None:
+            self._content.answers[event.choice] += event.text
         if event.finish_reason is not None:
             self._metrics.on_choice(event.finish_reason, event.num_tokens, event.timings)
             self._fields["finish_reason"] = event.finish_reason
@@ -72,9 +84,22 @@ class RequestRecord:
         fields = {
             "prompt_tokens": self._usage.prompt_tokens,
             "completion_tokens": sum(self._num_tokens.values()),
+            "cached_tokens": min(self._cached_tokens.values(), default=0),
             "num_images": self._usage.num_images,
             "num_crops": self._usage.num_crops,
             "prepare_s": round(self._prepared_s - self._arrived_s, 4),
-            "total_s": round(total_s, 4),
+            "outcome": outcome,
         }
-        logger.info("request %s", outcome, extra=with_fields(self._fields | fields))
+        note(**self._fields, **fields)
+        notes = notes_var.get()
+        if notes is not None:
+            notes.content = self._content
+
+
+def keep_content(messages: Sequence[Message], num_choices: int) -> Content:
+    """For `RequestRecord`. Pictures are told of by their sizes alone."""
+    told = []
+    for message in messages:
+        pictures = [f"[picture {image.width}x{image.height}]" for image in message.images]
+        told.append({"role": message.role, "content": "\n".join([*pictures, message.text])})
+    return Content(told, [""] * num_choices)

@@ -1,6 +1,8 @@
-"""What a running server tells of itself: metrics."""
+"""What a running server tells of itself: metrics and lines of the log."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from tests.support.server_process import ServerProcess, wait_until
 
 @pytest.fixture(scope="module")
 def observed() -> Iterator[ServerProcess]:
-    running = ServerProcess(*COMMON, "--metrics-compat", "vllm")
+    running = ServerProcess(*COMMON, "--metrics-compat", "vllm", "--log-format", "json", "--log-level", "debug")
     yield running
     assert running.stop() == 0
 
@@ -50,3 +52,31 @@ def test_routers_find_their_gauges_on_the_small_page(observed: ServerProcess) ->
     assert 'vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.0' in page
     assert "minicpmv_cache_config_info{" in page
     assert len(page) < 3000
+
+
+def test_every_line_is_an_object_and_every_request_has_one(observed: ServerProcess) -> None:
+    answer = observed.client().chat.completions.with_raw_response.create(
+        model="tiny",
+        messages=question("A private question?", draw_page(200, 220)),
+        max_tokens=3,
+        extra_headers={"x-request-id": "mine"},
+    )
+    assert answer.status_code == 200
+
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in observed.output().splitlines()]
+
+    def access() -> list[dict[str, Any]]:
+        return [line for line in lines() if line["logger"] == "server.access" and line["request_id"] == "mine"]
+
+    wait_until(lambda: bool(access()), 20, "the line")
+    (line,) = access()
+    expected = {"level": "info", "status": 200, "model": "tiny", "num_images": 1, "outcome": "completed"}
+    assert line.items() >= expected.items()
+    assert line["completion_tokens"] >= 1
+    assert line["total_s"] >= line["prefill_s"] > 0
+    assert line["decode_images_s"] > 0
+    assert "private" not in observed.output()
+    # Both processes write them, also at their start.
+    assert any("listens on" in line["message"] for line in lines())
+    assert {line["level"] for line in lines()} <= {"debug", "info"}

@@ -56,6 +56,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.hub",
             "server.image",
             "server.log",
+            "server.notes",
             "server.request",
             "server.sampling_defaults",
             "server.settings",
