@@ -17,6 +17,7 @@ from server.listener import http_server, url_of
 from server.log import tell
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import Tracing
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ServerLife:
         keys: KeyRing,
         *,
         announce: Callable[[], str],
+        tracing: Tracing | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +64,7 @@ class ServerLife:
             metrics=metrics,
             keys=keys,
             remote_images=RemoteImages(settings, metrics),
+            tracing=tracing,
         )
         self._http = http_server(app, header_timeout_s=settings.client_timeout_s)
         self._told_to_stop = asyncio.Event()

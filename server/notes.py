@@ -1,4 +1,4 @@
-"""What is learned of one HTTP request on its way through this process, for its one line in the log.
+"""What is learned of one HTTP request on its way through this process, for its line in the log and its spans.
 
 Whoever learns something notes it, at any depth; the outermost layer (`server.api.context`) begins and ends the notes.
 """
@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+
+from model.step import SamplingParams
+from server.request import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +36,23 @@ class Content:
     """Of each choice."""
 
 
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What was asked for, without any of what was said."""
+
+    operation: str
+    """A well-known `gen_ai.operation.name` of OpenTelemetry: "chat", "text_completion"."""
+    max_tokens: int
+    num_choices: int
+    seed: int | None
+    sampling: SamplingParams
+
+
 @dataclass(slots=True)
 class RequestNotes:
     fields: dict[str, Any] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
+    generation: Generation | None = None
     content: Content | None = None
 
 
@@ -49,6 +65,13 @@ def note(**fields: Any) -> None:
     notes = notes_var.get()
     if notes is not None:
         notes.fields.update(fields)
+
+
+def note_generation(operation: str, request: GenerationRequest, max_tokens: int) -> None:
+    """The request is about to generate `max_tokens` ids a choice at most."""
+    notes = notes_var.get()
+    if notes is not None:
+        notes.generation = Generation(operation, max_tokens, request.num_choices, request.seed, request.sampling)
 
 
 def note_stage(name: str, began_s: float, ended_s: float, **fields: Any) -> None:

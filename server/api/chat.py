@@ -20,7 +20,7 @@ from server.api.sse import EventStream
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
-from server.notes import note
+from server.notes import note, note_generation
 from server.request import ImageInput, ModelInfo, TokenEvent
 from server.settings import Settings
 from server.version import VERSION
@@ -33,6 +33,7 @@ def chat_router(
     *, settings: Settings, engine: Engine, admission: Admission, metrics: Metrics, remote_images: RemoteImages
 ) -> APIRouter:
     router = APIRouter()
+    keeps_content = settings.log_content or settings.trace_content
 
     async def permit() -> AsyncIterator[None]:
         # FastAPI leaves this block when the last byte of the answer is sent, streamed or not.
@@ -46,13 +47,14 @@ def chat_router(
         reply = _reply(wire, prepared, engine.model)
         note(model=reply.model_id)
         request = prepared.request
+        note_generation("chat", request, prepared.max_tokens)
         record = RequestRecord(
             metrics,
             completion_id=reply.completion_id,
             arrived_s=http.state.arrived_s,
             usage=reply.usage,
             stream=reply.is_streamed,
-            content=keep_content(request.messages, request.num_choices) if settings.log_content else None,
+            content=keep_content(request.messages, request.num_choices) if keeps_content else None,
         )
         return reply, record.observe(engine.stream(prepared))
 

@@ -16,6 +16,7 @@ from server.errors import ApiError
 from server.log import request_id_var, with_fields
 from server.metrics import Metrics
 from server.notes import RequestNotes, note, notes_var
+from server.tracing import Exchange, Tracing
 
 access_logger = logging.getLogger("server.access")
 
@@ -29,9 +30,12 @@ _MAX_LOGGED_PATH = 200
 class RequestContext:
     """ASGI middleware. The id stands in `server.log.request_id_var`, the arrival in `scope["state"]["arrived_s"]`."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, log_content: bool = False) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, *, log_content: bool = False, tracing: Tracing | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._log_content = log_content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +43,8 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         arrived_s = time.monotonic()
-        request_id = _request_id(Headers(scope=scope))
+        asked = Headers(scope=scope)
+        request_id = _request_id(asked)
         scope["state"]["arrived_s"] = arrived_s
         token = request_id_var.set(request_id)
         notes = RequestNotes()
@@ -67,7 +72,11 @@ class RequestContext:
             status = status or _CLIENT_GONE
             route = getattr(scope.get("route"), "path", None)
             self._metrics.on_http(route=route, method=scope["method"], status=status)
-            self._log(scope, route or scope["path"][:_MAX_LOGGED_PATH], status, time.monotonic() - arrived_s, notes)
+            ended_s = time.monotonic()
+            if self._tracing is not None and scope["path"] not in PUBLIC_PATHS:
+                ended = Exchange(request_id, scope["method"], route, status, arrived_s, ended_s, asked)
+                note(**self._tracing.record(ended, notes))
+            self._log(scope, route or scope["path"][:_MAX_LOGGED_PATH], status, ended_s - arrived_s, notes)
             notes_var.reset(notes_token)
             request_id_var.reset(token)
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from server.metrics import Metrics
-from server.notes import Content, note, notes_var
-from server.request import Message, TokenEvent, Usage
+from server.notes import Content, note, note_stage, notes_var
+from server.request import Message, Timings, TokenEvent, Usage
 
 
 class RequestRecord:
@@ -39,6 +39,7 @@ class RequestRecord:
         self._last_token_s: dict[int, float] = {}
         self._num_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
+        self._finish_reasons: dict[int, str] = {}
         self._fields: dict[str, object] = {"completion_id": completion_id, "stream": stream}
         self._content = content
 
@@ -72,11 +73,9 @@ class RequestRecord:
             self._content.answers[event.choice] += event.text
         if event.finish_reason is not None:
             self._metrics.on_choice(event.finish_reason, event.num_tokens, event.timings)
-            self._fields["finish_reason"] = event.finish_reason
+            self._finish_reasons[event.choice] = event.finish_reason
             if event.timings is not None:
-                self._fields["queue_s"] = round(event.timings.queue_s, 4)
-                self._fields["prefill_s"] = round(event.timings.prefill_s, 4)
-                self._fields["decode_s"] = round(event.timings.decode_s, 4)
+                _note_stages(event.choice, event.timings)
 
     def _finish(self, outcome: str) -> None:
         total_s = time.monotonic() - self._arrived_s
@@ -89,11 +88,22 @@ class RequestRecord:
             "num_crops": self._usage.num_crops,
             "prepare_s": round(self._prepared_s - self._arrived_s, 4),
             "outcome": outcome,
+            "finish_reason": ",".join(reason for _, reason in sorted(self._finish_reasons.items())) or None,
         }
         note(**self._fields, **fields)
         notes = notes_var.get()
         if notes is not None:
             notes.content = self._content
+
+
+def _note_stages(choice: int, timings: Timings) -> None:
+    scheduled_s = timings.arrived_s + timings.queue_s
+    first_token_s = scheduled_s + timings.prefill_s
+    note_stage("queue", timings.arrived_s, scheduled_s, choice=choice)
+    note_stage("prefill", scheduled_s, first_token_s, choice=choice)
+    if timings.encode is not None:
+        note_stage("encode_images", *timings.encode, choice=choice)
+    note_stage("decode", first_token_s, first_token_s + timings.decode_s, choice=choice)
 
 
 def keep_content(messages: Sequence[Message], num_choices: int) -> Content:
