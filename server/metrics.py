@@ -1,6 +1,7 @@
 """Every metric, named once. Prometheus names `minicpmv_*`, in seconds, bytes and tokens.
 
-No label ever takes a value from a client: routes are templates, methods and reasons come from closed sets.
+No label ever takes a value from a client: routes are templates, methods and reasons come from closed sets, names of
+keys from the operator.
 Implements `server.engine.client.EngineObserver`; everything here is called on the event loop's thread.
 """
 
@@ -90,6 +91,7 @@ class Metrics:
 
     def on_stats(self, stats: Stats) -> None:
         """A snapshot of the engine and what was added since the last one."""
+        self.engine_reports.inc()
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.num_kv_blocks_used / stats.num_kv_blocks if stats.num_kv_blocks else 0)
@@ -168,6 +170,14 @@ class Metrics:
         """A stream that had begun ended with an error event; the reason is the error's code."""
         self.stream_errors.labels(reason).inc()
 
+    def on_key_request(self, name: str) -> None:
+        """A key's request passed the key's limits. Names are the operator's."""
+        self.key_requests.labels(name).inc()
+
+    def on_key_tokens(self, name: str, num_tokens: int) -> None:
+        """A request of this key has ended: its prompt and answer tokens."""
+        self.key_tokens.labels(name).inc(num_tokens)
+
     def on_first_token(self, elapsed_s: float) -> None:
         """A request's first token has come, so long after the request."""
         self.first_token_s.observe(elapsed_s)
@@ -208,6 +218,9 @@ class Metrics:
             self.routing_registry.register(gauge)
         self.preemptions = self._counter("num_preemptions_total", "Sequences put back to make room in the KV cache.")
         self.engine_steps = self._counter("engine_steps_total", "Steps that the engine has run.")
+        self.engine_reports = self._counter(
+            "engine_reports_total", "Reports of the engine: one a second at least, unless it loads or is stuck."
+        )
         self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens, computed or found in the prefix cache."
         )
@@ -242,6 +255,8 @@ class Metrics:
         )
         self.ready = self._gauge("ready", "1 while a request would be answered: /health/ready.")
         self.rejected = self._counter("requests_rejected_total", "Requests refused, by error code.", ["reason"])
+        self.key_requests = self._counter("key_requests_total", "Requests within their key's limits.", ["key"])
+        self.key_tokens = self._counter("key_tokens_total", "Prompt and answer tokens by key.", ["key"])
         self.stream_errors = self._counter("stream_errors_total", "Streams that ended with an error event.", ["reason"])
         self.requests_finished = self._counter("requests_finished_total", "Accepted requests that ended.", ["outcome"])
         self.choices_finished = self._counter("choices_finished_total", "Choices that ended.", ["finish_reason"])

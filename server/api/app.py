@@ -43,7 +43,7 @@ def create_app(
         redirect_slashes=False,
         middleware=[
             Middleware(RequestContext, metrics=metrics, log_content=settings.log_content, tracing=tracing),
-            Middleware(ApiKeys, keys=keys),
+            Middleware(ApiKeys, keys=keys, settings=settings, metrics=metrics),
         ],
         exception_handlers={HTTPException: on_http_exception},
     )

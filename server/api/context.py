@@ -28,7 +28,10 @@ _MAX_LOGGED_PATH = 200
 
 
 class RequestContext:
-    """ASGI middleware. The id stands in `server.log.request_id_var`, the arrival in `scope["state"]["arrived_s"]`."""
+    """ASGI middleware. The id stands in `server.log.request_id_var`, the arrival in `scope["state"]["arrived_s"]`.
+
+    What a layer below wants to say in headers, also of a refusal, it puts as a function into the state, as "headers".
+    """
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, *, log_content: bool = False, tracing: Tracing | None = None
@@ -46,6 +49,7 @@ class RequestContext:
         asked = Headers(scope=scope)
         request_id = _request_id(asked)
         scope["state"]["arrived_s"] = arrived_s
+        scope["state"]["headers"] = dict
         token = request_id_var.set(request_id)
         notes = RequestNotes()
         notes_token = notes_var.set(notes)
@@ -57,6 +61,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers.update(scope["state"]["headers"]())
                 headers["openai-processing-ms"] = str(round((time.monotonic() - arrived_s) * 1000))
             await send(message)
 

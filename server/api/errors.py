@@ -25,6 +25,7 @@ _OWN_CODES = frozenset(
         protocol.UNSUPPORTED_VALUE,
         protocol.LIMIT_EXCEEDED,
         protocol.INVALID_VALUE,
+        protocol.INVALID_TYPE,
     }
 )
 

@@ -8,6 +8,7 @@ before their entries are looked at, so a hostile body costs no more than its par
 The limits are settings: `ChatCompletionRequest.model_validate_json(body, context=settings)`.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,15 @@ UNSUPPORTED_PARAMETER = "unsupported_parameter"
 UNSUPPORTED_VALUE = "unsupported_value"
 LIMIT_EXCEEDED = "limit_exceeded"
 INVALID_VALUE = "invalid_value"
+INVALID_TYPE = "invalid_type"
+
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 1024
+"""Entries. OpenAI takes a few hundred; each costs a few bytes of the engine's memory and no time worth telling."""
+MAX_BIAS = 100
+
+
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class WireModel(BaseModel):
@@ -76,11 +86,11 @@ def _only(*accepted: Any) -> PlainValidator:
     return PlainValidator(check)
 
 
-def _length_limit(setting: str) -> BeforeValidator:
-    """Refuses a list with more entries than the setting says, before any entry is validated."""
+def _length_limit(limit_or_setting: int | str) -> BeforeValidator:
+    """Refuses a list with more entries than the number or the setting says, before any entry is validated."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        limit: int = getattr(info.context, setting)
+        limit: int = limit_or_setting if isinstance(limit_or_setting, int) else getattr(info.context, limit_or_setting)
         if isinstance(value, list) and len(value) > limit:
             raise PydanticCustomError(
                 LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": limit}
@@ -203,6 +213,31 @@ def _choices_limit(value: int | None, info: ValidationInfo) -> int | None:
     return value
 
 
+def _read_logit_bias(value: Any) -> dict[int, float] | None:
+    """{"50256": -100} -> {50256: -100.0}. That the ids belong to the vocabulary is seen later."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PydanticCustomError(INVALID_TYPE, "must be an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError(
+            LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": MAX_LOGIT_BIAS}
+        )
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not _TOKEN_ID.fullmatch(str(key)):
+            raise PydanticCustomError(INVALID_VALUE, "is not a token id", {"param": str(key)})
+        # A bool is an int in Python; NaN compares as neither.
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise PydanticCustomError(INVALID_TYPE, "must be a number", {"param": key})
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise PydanticCustomError(
+                INVALID_VALUE, "must be between -{limit} and {limit}", {"param": key, "limit": MAX_BIAS}
+            )
+        biases[int(key)] = float(bias)
+    return biases
+
+
 class ChatCompletionRequest(WireModel):
     messages: Annotated[list[WireMessage], Field(min_length=1), FailFast(), _length_limit("max_messages")]
     model: str
@@ -210,7 +245,8 @@ class ChatCompletionRequest(WireModel):
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     function_call: NotSupported = None
     functions: NotSupported = None
-    logit_bias: NotSupported = None
+    logit_bias: Annotated[dict[int, float] | None, PlainValidator(_read_logit_bias)] = None
+    """Ids of the vocabulary and what is added to their scores."""
     logprobs: bool | None = None
     max_completion_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
     max_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
@@ -250,19 +286,26 @@ class ChatCompletionRequest(WireModel):
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them.
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    """Only requests with the same one find each other's prompts and pictures in the caches."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
+    include_stop_str_in_output: bool | None = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     return_token_ids: bool | None = None
+    skip_special_tokens: bool | None = None
+    """Left out, the text has the names that the vendor's own code leaves in it."""
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**31)]] | None, FailFast(), _length_limit(MAX_STOP_TOKEN_IDS)
+    ] = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
 
     # Known from other servers, and not done here.
     best_of: NotSupported = None
     length_penalty: NotSupported = None
-    min_p: NotSupported = None
-    min_tokens: NotSupported = None
-    stop_token_ids: NotSupported = None
     use_beam_search: NotSupported = None
 
     @model_validator(mode="after")

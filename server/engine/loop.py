@@ -110,7 +110,8 @@ class EngineLoop:
             return None
 
     def _submit(self, request: Submit) -> None:
-        sampling = SamplingParams(**msgspec.structs.asdict(request.sampling))
+        sampling = SamplingParams(**msgspec.structs.asdict(request.sampling), end_ids=_end_ids(request))
+        stop_token_ids = frozenset(request.stop_token_ids)
         arrived = self._clock()
         for choice, seed in enumerate(request.seeds):
             self._scheduler.add(
@@ -125,6 +126,7 @@ class EngineLoop:
                     eos_id=request.eos_id,
                     arrived=arrived,
                     cache_salt=request.cache_salt,
+                    stop_token_ids=stop_token_ids,
                 )
             )
 
@@ -156,6 +158,13 @@ class EngineLoop:
             self._stats_due = now + STATS_INTERVAL_S
         if tokens or released or stats is not None:
             self._publish(Update(tokens, released, stats))
+
+
+def _end_ids(request: Submit) -> tuple[int, ...]:
+    """What has to wait for `min_tokens`, where there are any."""
+    if not request.sampling.min_tokens:
+        return ()
+    return tuple({*request.stop_token_ids, *(() if request.eos_id is None else (request.eos_id,))})
 
 
 def _tokens(new: NewTokens, now: float) -> Tokens:

@@ -46,6 +46,8 @@ class Sequence:
     """Seconds of the engine's clock, like the two stamps below."""
     cache_salt: bytes = b""
     """Only sequences with the same salt share KV blocks."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end the answer like the end id."""
     scheduled: float | None = None
     """Start of the first step that worked on this sequence."""
     first_token: float | None = None
@@ -129,7 +131,7 @@ class Sequence:
         self.generated_ids.append(token_id)
         if self.first_token is None:
             self.first_token = now
-        if token_id == self.eos_id:
+        if token_id == self.eos_id or token_id in self.stop_token_ids:
             return "stop"
         return "length" if len(self.generated_ids) == self.max_tokens else None
 

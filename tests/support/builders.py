@@ -82,6 +82,7 @@ def make_sequence(
     eos_id: int | None = None,
     arrived: float = 0.0,
     cache_salt: bytes = b"",
+    stop_token_ids: Ordered[int] = (),
 ) -> Sequence:
     """A sequence over `prompt_ids`, by default `num_prompt` ids that differ from request to request."""
     return Sequence(
@@ -95,6 +96,7 @@ def make_sequence(
         eos_id=eos_id,
         arrived=arrived,
         cache_salt=cache_salt,
+        stop_token_ids=frozenset(stop_token_ids),
     )
 
 
@@ -246,5 +248,6 @@ def expected_of(sequence: Sequence, vocab_size: int = 23) -> list[int]:
         seed=sequence.seed,
         max_tokens=sequence.max_tokens,
         eos_id=sequence.eos_id,
+        stop_token_ids=sequence.stop_token_ids,
         vocab_size=vocab_size,
     )

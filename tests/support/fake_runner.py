@@ -133,6 +133,8 @@ def choose(
     """The next id, from what the cache holds, what the sampling state has seen, and the draw."""
     seen = f"{generated} {sampling} {point if sampling.temperature > 0 else None}"
     token_id = int.from_bytes(blake2b(b"".join([*cells, seen.encode()]), digest_size=8).digest()) % vocab_size
+    while token_id in sampling.end_ids and len(generated) < sampling.min_tokens:
+        token_id = (token_id + 1) % vocab_size
     if sampling.num_logprobs is None:
         return Sampled(token_id, None, ())
     top = tuple(((token_id + rank) % vocab_size, -0.5 - rank) for rank in range(sampling.num_logprobs))
@@ -148,6 +150,7 @@ def expected_ids(
     seed: int,
     max_tokens: int,
     eos_id: int | None,
+    stop_token_ids: Iterable[int] = (),
     vocab_size: int = 23,
 ) -> list[int]:
     """What a FakeRunner's sequence generates when nothing goes wrong: all at once, alone, without any cache.
@@ -156,14 +159,15 @@ def expected_ids(
         prompt_ids: the prompt.
         crops: (position of the first query token, `digest` of the crop).
         crop_queries: positions that a crop takes.
-        sampling, seed, max_tokens, eos_id: as in the request.
+        sampling, seed, max_tokens, eos_id, stop_token_ids: as in the request.
         vocab_size: the runner's.
     """
     inputs = [text_input(token_id) for token_id in prompt_ids]
     for start, pixels in crops:
         inputs[start : start + crop_queries] = [crop_input(pixels, query) for query in range(crop_queries)]
     generated: list[int] = []
-    while len(generated) < max_tokens and (not generated or generated[-1] != eos_id):
+    ends = {eos_id, *stop_token_ids}
+    while len(generated) < max_tokens and (not generated or generated[-1] not in ends):
         known = inputs + [text_input(token_id) for token_id in generated]
         cells = [b"%d:%s" % (position, cell) for position, cell in enumerate(known)]
         generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size).token_id)
