@@ -14,8 +14,10 @@ from server.api.auth import KeyRing
 from server.api.remote_images import RemoteImages
 from server.engine.client import Engine
 from server.listener import http_server, url_of
+from server.log import tell
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import Tracing
 from server.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -43,11 +45,12 @@ class ServerLife:
         keys: KeyRing,
         *,
         announce: Callable[[], str],
+        tracing: Tracing | None = None,
     ) -> None:
         """
         Args:
             listener: bound; `run` listens on it and closes it.
-            announce: what is printed when the engine is ready.
+            announce: what is told when the engine is ready.
         """
         self._drain_timeout_s = settings.drain_timeout_s
         self._listener = listener
@@ -61,6 +64,7 @@ class ServerLife:
             metrics=metrics,
             keys=keys,
             remote_images=RemoteImages(settings, metrics),
+            tracing=tracing,
         )
         self._http = http_server(app, header_timeout_s=settings.client_timeout_s)
         self._told_to_stop = asyncio.Event()
@@ -76,10 +80,7 @@ class ServerLife:
             loop.add_signal_handler(number, self._on_signal, number)
         serving = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         told = asyncio.create_task(self._told_to_stop.wait())
-        print(
-            f"minicpmv {VERSION} listens on {url_of(self._listener)} and loads {self._engine.model.model_id}",
-            flush=True,
-        )
+        tell(f"minicpmv {VERSION} listens on {url_of(self._listener)} and loads {self._engine.model.model_id}")
         try:
             await self._load(told)
             await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +101,7 @@ class ServerLife:
             await asyncio.wait({starting})
             return
         starting.result()
-        print(self._announce(), flush=True)
+        tell(self._announce())
 
     async def _drain(self) -> None:
         """Returns when all requests have ended, or when their time is over."""

@@ -1,6 +1,7 @@
 """Logging: text or JSON lines on stderr, each with the id of the request it belongs to.
 
-Prompts, answers and pictures never appear in a log line; sizes, counts and times do.
+Prompts, answers and pictures never appear in a log line, unless `--log-content` asks for the text; sizes, counts and
+times do.
 """
 
 import logging
@@ -28,10 +29,19 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(capture=True)  # libraries' warnings are lines like any others
     # uvicorn tells of its start and of each connection at INFO; the request line of `server.api` says it better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # At DEBUG it logs headers, and those of redirects hold URLs with all their tokens.
     logging.getLogger("httpcore2").setLevel(logging.WARNING)
+
+
+def tell(text: str, *, is_error: bool = False) -> None:
+    """What whoever has started the program reads: plain text, or where logs are JSON a line among them."""
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
+        logging.getLogger("server").log(logging.ERROR if is_error else logging.INFO, "%s", text)
+    else:
+        print(text, file=sys.stderr if is_error else sys.stdout, flush=True)
 
 
 def with_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

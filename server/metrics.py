@@ -193,6 +193,8 @@ class Metrics:
         if timings is not None:
             self.queue_s.observe(timings.queue_s)
             self.prefill_s.observe(timings.prefill_s)
+            if timings.encode is not None:
+                self.encode_s.observe(timings.encode[1] - timings.encode[0])
             self.decode_s.observe(timings.decode_s)
 
     def on_request(self, outcome: str, usage: Usage, total_s: float) -> None:
@@ -275,6 +277,9 @@ class Metrics:
         self.queue_s = self._histogram("request_queue_time_seconds", "Waiting in the engine.", _REQUEST_S)
         self.prefill_s = self._histogram("request_prefill_time_seconds", "First step to first token.", _REQUEST_S)
         self.decode_s = self._histogram("request_decode_time_seconds", "First token to last.", _REQUEST_S)
+        self.encode_s = self._histogram(
+            "request_encode_time_seconds", "Of prefill: first step that encoded a crop to last.", _REQUEST_S
+        )
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self.request_generation_tokens = self._histogram("request_generation_tokens", "Tokens of a choice.", _TOKENS)
 

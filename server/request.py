@@ -115,6 +115,10 @@ class Timings:
     prefill_s: float
     """From then to the first generated id, encoding included."""
     decode_s: float
+    arrived_s: float = 0.0
+    """When the engine got the sequence: `time.monotonic`, which both processes read off the same clock."""
+    encode: tuple[float, float] | None = None
+    """When the first step began that encoded a crop for this sequence, and the last one ended; None without any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import uvloop
 
@@ -18,15 +18,16 @@ from server.banner import banner
 from server.demonstration import load_demonstration
 from server.engine.channel import EngineConfig
 from server.engine.client import EngineClient
-from server.engine.process import EngineStartError
+from server.engine.process import WORKER_MODULE, EngineStartError
 from server.hub import ModelError, resolve_model
 from server.life import ServerLife
 from server.listener import CannotListen, bind_socket, url_of
-from server.log import configure_logging, with_fields
+from server.log import configure_logging, tell, with_fields
 from server.metrics import Metrics
 from server.request import ModelInfo
 from server.sampling_defaults import sampling_defaults
 from server.settings import InvalidSettings, Settings
+from server.tracing import start_tracing
 from server.version import VERSION
 from server.vllm_metrics import add_vllm_names
 
@@ -37,11 +38,13 @@ def run_server(settings: Settings) -> int:
     """Serve until a signal; returns the exit status: 0 after a drain, 1 when the server could not start.
 
     Raises:
-        InvalidSettings: the key file is wrong, or a setting asks for more than the model has.
+        InvalidSettings: the key file is wrong, a setting asks for more than the model has, or for packages that are
+            not installed.
     """
     configure_logging(settings.log_level, settings.log_format)
     logger.info("settings", extra=with_fields(settings.model_dump(mode="json", exclude_defaults=True)))
     keys = load_keys(settings)
+    tracing = start_tracing(settings)
     try:
         # In this order: a port in use shows before a long download. It is bound, but nobody is answered yet.
         with bind_socket(settings.host, settings.port) as listener:
@@ -52,17 +55,25 @@ def run_server(settings: Settings) -> int:
             if settings.metrics_compat == "vllm":
                 add_vllm_names(metrics, model_id)
             engine = build_engine(settings, model.folder, model_id, metrics)
-            announce = partial(_announcement, engine, url=url_of(listener), needs_key=bool(keys))
+            announce = partial(
+                _announcement, engine, url=url_of(listener), needs_key=bool(keys), form=settings.log_format
+            )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(ServerLife(settings, listener, engine, metrics, keys, announce=announce).run())
+                life = ServerLife(settings, listener, engine, metrics, keys, announce=announce, tracing=tracing)
+                runner.run(life.run())
     except (CannotListen, ModelError, ConfigError, TokenizerError, EngineStartError) as err:
-        print(f"minicpmv: {err}", file=sys.stderr, flush=True)
+        tell(f"minicpmv: {err}", is_error=True)
         return 1
+    finally:
+        if tracing is not None:
+            tracing.close()
     return 0
 
 
-def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metrics) -> EngineClient:
-    """The client of an engine that is not started yet.
+def build_engine(
+    settings: Settings, folder: Path, model_id: str, metrics: Metrics, *, worker_module: str = WORKER_MODULE
+) -> EngineClient:
+    """The client of an engine that is not started yet; `worker_module` is what runs in its process.
 
     Raises:
         ConfigError, TokenizerError: the checkpoint in `folder` is not one of MiniCPM-V's.
@@ -98,6 +109,7 @@ def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metri
         metrics,
         num_image_threads=settings.image_threads,
         specials_in_text=settings.special_tokens_in_text,
+        worker_module=worker_module,
     )
 
 
@@ -127,7 +139,9 @@ def _engine_config(settings: Settings, folder: Path) -> EngineConfig:
     )
 
 
-def _announcement(engine: EngineClient, *, url: str, needs_key: bool) -> str:
+def _announcement(engine: EngineClient, *, url: str, needs_key: bool, form: Literal["text", "json"]) -> str:
+    if form == "json":  # a line for collectors, with nobody there to paste a question from it
+        return f"{engine.model.model_id} is ready at {url}/v1 on {engine.ready.device}"
     return banner(engine.model, engine.ready, url=url, needs_key=needs_key)
 
 

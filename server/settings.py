@@ -2,7 +2,7 @@
 
 Precedence: flag, then environment (`MINICPMV_PORT`), then YAML (`--config FILE`), then a file named like the
 environment variable in the folder `MINICPMV_SECRETS_DIR`, then the default here. Nothing else in the program reads the
-environment.
+environment, but OpenTelemetry's own packages, which read `OTEL_*`.
 """
 
 import argparse
@@ -192,6 +192,14 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="for people, or for collectors: an object a line")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+(/\S*)?$",
+        description="send a trace of each request to this OpenTelemetry collector, as http://collector:4318; "
+        "needs minicpmv[otel]. Default: by OTEL_EXPORTER_OTLP_ENDPOINT; without either, none",
+    )
+    trace_content: bool = Field(False, description="messages and answers in traces, pictures never")
+    log_content: bool = Field(False, description="write messages and answers into the log, pictures never")
 
     @field_validator("api_keys")
     @classmethod
@@ -310,6 +318,15 @@ def load_settings(arguments: Sequence[str], kind: type[AnySettings], *, command:
         raise InvalidSettings("\n".join(lines)) from err
     except SettingsError as err:
         raise InvalidSettings(str(err)) from err
+
+
+def environment_wants_traces() -> bool:
+    """Whether OpenTelemetry's standard variables name a collector of traces and do not turn traces off."""
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    is_off = (
+        os.environ.get("OTEL_TRACES_EXPORTER") == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    )
+    return any(os.environ.get(name) for name in names) and not is_off
 
 
 def _check_yaml(file: Path) -> None:

@@ -19,6 +19,7 @@ from server.api.tokenize import tokenize_router
 from server.engine.client import Engine
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import Tracing
 from server.version import VERSION
 
 
@@ -30,6 +31,7 @@ def create_app(
     metrics: Metrics,
     keys: KeyRing,
     remote_images: RemoteImages,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -44,7 +46,7 @@ def create_app(
         # A redirect would be built from the Host header, and clients lose their body on the way.
         redirect_slashes=False,
         middleware=[
-            Middleware(RequestContext, metrics=metrics),
+            Middleware(RequestContext, metrics=metrics, log_content=settings.log_content, tracing=tracing),
             Middleware(ApiKeys, keys=keys, settings=settings, metrics=metrics),
         ],
         exception_handlers={HTTPException: on_http_exception},

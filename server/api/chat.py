@@ -29,9 +29,7 @@ def chat_router(intake: Intake) -> APIRouter:
         """Up to the engine's door. Body, pictures and pixels, many megabytes, are let go before the answer begins."""
         reply, prepared = await intake.take(http, prepare)
         events = intake.engine.stream(prepared)
-        return reply, intake.observe(
-            http, events, answer_id=reply.completion_id, usage=reply.usage, is_streamed=reply.is_streamed
-        )
+        return reply, intake.observe(http, events, operation="chat", asked=[prepared], reply=reply)
 
     @router.post("/v1/chat/completions", dependencies=[Depends(intake.permit)])
     async def create_chat_completion(http: Request) -> Response:

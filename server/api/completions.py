@@ -42,10 +42,7 @@ def completions_router(intake: Intake) -> APIRouter:
     async def begin(http: Request) -> tuple[CompletionReply, AsyncGenerator[TokenEvent, None]]:
         reply, prepared = await intake.take(http, prepare)
         events = merged([intake.engine.stream(one) for one in prepared], num_choices=reply.choices_each)
-        whole = reply.reply
-        return reply, intake.observe(
-            http, events, answer_id=whole.completion_id, usage=whole.usage, is_streamed=whole.is_streamed
-        )
+        return reply, intake.observe(http, events, operation="text_completion", asked=prepared, reply=reply.reply)
 
     @router.post("/v1/completions", dependencies=[Depends(intake.permit)])
     async def create_completion(http: Request) -> Response:

@@ -1,7 +1,7 @@
 """From an HTTP request to the engine's door: what every endpoint with a prompt has in common."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,12 +13,15 @@ from server.api.connection import read_json_body, while_connected
 from server.api.convert import read_pictures, to_generation_request
 from server.api.errors import invalid_body
 from server.api.protocol import ChatCompletionRequest, WireModel
-from server.api.record import RequestRecord
+from server.api.record import RequestRecord, keep_content
 from server.api.remote_images import RemoteImages
+from server.api.render import Reply
 from server.api.sse import EventStream
 from server.engine.client import Engine
+from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
-from server.request import GenerationRequest, ImageInput, TokenEvent, Usage
+from server.notes import note, note_generation
+from server.request import GenerationRequest, ImageInput, TokenEvent
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -56,6 +59,7 @@ class Intake:
         self.metrics = metrics
         self._admission = admission
         self._remote_images = remote_images
+        self._keeps_content = settings.log_content or settings.trace_content
 
     async def permit(self) -> AsyncIterator[None]:
         """A dependency of routes: held until the last byte of the answer is sent, streamed or not."""
@@ -122,13 +126,26 @@ class Intake:
         http: Request,
         events: AsyncGenerator[TokenEvent, None],
         *,
-        answer_id: str,
-        usage: Usage,
-        is_streamed: bool,
+        operation: str,
+        asked: Sequence[PreparedRequest],
+        reply: Reply,
     ) -> AsyncGenerator[TokenEvent, None]:
-        """The same events, seen by metrics and log."""
+        """The same events, seen by metrics, log and traces.
+
+        Args:
+            operation: what OpenTelemetry calls it; see `server.notes.Generation`.
+            asked: whose events these are, one or more of equal settings.
+        """
+        requests = [one.request for one in asked]
+        note(model=reply.model_id)
+        note_generation(operation, requests[0], asked[0].max_tokens)
         record = RequestRecord(
-            self.metrics, completion_id=answer_id, arrived_s=http.state.arrived_s, usage=usage, stream=is_streamed
+            self.metrics,
+            completion_id=reply.completion_id,
+            arrived_s=http.state.arrived_s,
+            usage=reply.usage,
+            stream=reply.is_streamed,
+            content=keep_content(requests, reply.num_choices) if self._keeps_content else None,
         )
         return record.observe(events)
 

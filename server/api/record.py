@@ -1,23 +1,29 @@
-"""What one accepted request took, written once to the metrics and once to the log."""
+"""What one accepted request took, told once to the metrics and noted for its line in the log."""
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from server.api.caller import caller_var
-from server.log import with_fields
 from server.metrics import Metrics
-from server.request import TokenEvent, Usage
-
-logger = logging.getLogger(__name__)
+from server.notes import Content, note, note_stage, notes_var
+from server.request import GenerationRequest, Timings, TokenEvent, Usage
 
 
 class RequestRecord:
     """Stands between the engine's events and their rendering, and sees them all pass."""
 
-    def __init__(self, metrics: Metrics, *, completion_id: str, arrived_s: float, usage: Usage, stream: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        completion_id: str,
+        arrived_s: float,
+        usage: Usage,
+        stream: bool,
+        content: Content | None = None,
+    ) -> None:
         """
         Args:
             metrics: told of each token and of the end.
@@ -25,6 +31,7 @@ class RequestRecord:
             arrived_s: `time.monotonic()` when the request's headers had come.
             usage: of the prompt.
             stream: whether the answer is streamed, for the log.
+            content: the request's messages and an empty text for each choice, where they may be noted.
         """
         self._metrics = metrics
         self._arrived_s = arrived_s
@@ -32,7 +39,10 @@ class RequestRecord:
         self._prepared_s = time.monotonic()
         self._last_token_s: dict[int, float] = {}
         self._num_tokens: dict[int, int] = {}
+        self._cached_tokens: dict[int, int] = {}
+        self._finish_reasons: dict[int, str] = {}
         self._fields: dict[str, object] = {"completion_id": completion_id, "stream": stream}
+        self._content = content
         self._caller = caller_var.get()
         self._num_charged = 0
         if self._caller is not None:
@@ -65,13 +75,14 @@ class RequestRecord:
             self._last_token_s[event.choice] = now
         self._charge(event.num_tokens - self._num_tokens.get(event.choice, 0))
         self._num_tokens[event.choice] = event.num_tokens
+        self._cached_tokens[event.choice] = event.cached_tokens
+        if self._content is not None:
+            self._content.answers[event.choice] += event.text
         if event.finish_reason is not None:
             self._metrics.on_choice(event.finish_reason, event.num_tokens, event.timings)
-            self._fields["finish_reason"] = event.finish_reason
+            self._finish_reasons[event.choice] = event.finish_reason
             if event.timings is not None:
-                self._fields["queue_s"] = round(event.timings.queue_s, 4)
-                self._fields["prefill_s"] = round(event.timings.prefill_s, 4)
-                self._fields["decode_s"] = round(event.timings.decode_s, 4)
+                _note_stages(event.choice, event.timings)
 
     def _charge(self, num_tokens: int) -> None:
         """As soon as they are known: an answer that is given up is paid as far as it came."""
@@ -87,9 +98,36 @@ class RequestRecord:
         fields = {
             "prompt_tokens": self._usage.prompt_tokens,
             "completion_tokens": sum(self._num_tokens.values()),
+            "cached_tokens": min(self._cached_tokens.values(), default=0),
             "num_images": self._usage.num_images,
             "num_crops": self._usage.num_crops,
             "prepare_s": round(self._prepared_s - self._arrived_s, 4),
-            "total_s": round(total_s, 4),
+            "outcome": outcome,
+            "finish_reason": ",".join(reason for _, reason in sorted(self._finish_reasons.items())) or None,
         }
-        logger.info("request %s", outcome, extra=with_fields(self._fields | fields))
+        note(**self._fields, **fields)
+        notes = notes_var.get()
+        if notes is not None:
+            notes.content = self._content
+
+
+def _note_stages(choice: int, timings: Timings) -> None:
+    scheduled_s = timings.arrived_s + timings.queue_s
+    first_token_s = scheduled_s + timings.prefill_s
+    note_stage("queue", timings.arrived_s, scheduled_s, choice=choice)
+    note_stage("prefill", scheduled_s, first_token_s, choice=choice)
+    if timings.encode is not None:
+        note_stage("encode_images", *timings.encode, choice=choice)
+    note_stage("decode", first_token_s, first_token_s + timings.decode_s, choice=choice)
+
+
+def keep_content(requests: Sequence[GenerationRequest], num_choices: int) -> Content:
+    """For `RequestRecord`. Pictures are told of by their sizes alone, a prompt of ids by these."""
+    told = []
+    for request in requests:
+        if request.raw_prompt is not None:
+            told.append({"role": "user", "content": str(request.raw_prompt.content)})
+        for message in request.messages:
+            pictures = [f"[picture {image.width}x{image.height}]" for image in message.images]
+            told.append({"role": message.role, "content": "\n".join([*pictures, message.text])})
+    return Content(told, [""] * num_choices)

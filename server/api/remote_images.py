@@ -15,6 +15,7 @@ from server.fetch.refusal import FetchRefused
 from server.image import inspect_image
 from server.log import with_fields
 from server.metrics import Metrics
+from server.notes import stage
 from server.request import ImageInput
 from server.settings import Settings
 from server.web_url import HostList, WebUrl
@@ -72,7 +73,8 @@ class RemoteImages:
             first_param.setdefault(url, param)
         fetches = {url: asyncio.create_task(self._fetch(url, param, budget)) for url, param in first_param.items()}
         try:
-            await asyncio.gather(*fetches.values())
+            with stage("fetch_images", num_images=len(fetches)):
+                await asyncio.gather(*fetches.values())
         finally:
             for task in fetches.values():
                 task.cancel()

@@ -42,10 +42,7 @@ def responses_router(intake: Intake) -> APIRouter:
     async def begin(http: Request) -> tuple[ResponseReply, AsyncGenerator[TokenEvent, None]]:
         reply, prepared = await intake.take(http, prepare)
         events = intake.engine.stream(prepared)
-        whole = reply.reply
-        return reply, intake.observe(
-            http, events, answer_id=whole.completion_id, usage=whole.usage, is_streamed=whole.is_streamed
-        )
+        return reply, intake.observe(http, events, operation="chat", asked=[prepared], reply=reply.reply)
 
     @router.post("/v1/responses", dependencies=[Depends(intake.permit)])
     async def create_response(http: Request) -> Response:

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.connection import ClientGone, while_connected
 from server.api.errors import as_api_error, error_object
+from server.notes import note
 
 DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
@@ -75,6 +76,7 @@ class EventStream(StreamingResponse):
                 raise
             error = as_api_error(err)
             self._on_error(error.code or error.type)
+            note(error_code=error.code)
             await self._write(frame(error_object(error)) + DONE)
         await self._write(b"", more=False)
 

@@ -157,7 +157,12 @@ def _finish_reason(last: Tokens, *, stopped: bool) -> FinishReason | None:
 
 
 def _timings(stamps: Stamps) -> Timings:
+    encode = None
+    if stamps.encode_began is not None and stamps.encode_ended is not None:
+        encode = (stamps.encode_began, stamps.encode_ended)
     return Timings(
+        arrived_s=stamps.arrived,
+        encode=encode,
         queue_s=stamps.scheduled - stamps.arrived,
         prefill_s=stamps.first_token - stamps.scheduled,
         decode_s=stamps.last_token - stamps.first_token,

@@ -163,6 +163,10 @@ class Stamps(msgspec.Struct, frozen=True):
     first_token: float
     last_token: float
     """That of the message which carries the stamps."""
+    encode_began: float | None = None
+    """Start of the first step that encoded a crop for this sequence; None when no step did."""
+    encode_ended: float | None = None
+    """End of the last one."""
 
 
 class Tokens(msgspec.Struct, frozen=True):

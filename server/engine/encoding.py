@@ -130,7 +130,7 @@ class EncodePlanner:
                 last_block=last_block,
                 pixels=self._pixels(crop) if first_block == 0 else b"",
             )
-            sequence.work_begins(now)
+            sequence.encoding_begins(now)
             if budget == 0:
                 break
         return tuple(work.values())

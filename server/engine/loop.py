@@ -187,4 +187,7 @@ def _tokens(new: NewTokens, now: float) -> Tokens:
 def _stamps(sequence: Sequence, now: float) -> Stamps:
     assert sequence.scheduled is not None
     assert sequence.first_token is not None
-    return Stamps(sequence.arrived, sequence.scheduled, sequence.first_token, now)
+    return Stamps(
+        *(sequence.arrived, sequence.scheduled, sequence.first_token, now),
+        *(sequence.encode_began, sequence.encode_ended),
+    )

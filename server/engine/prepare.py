@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,6 +26,7 @@ from server.engine.arena import padded
 from server.engine.pictures import PictureIndex, crop_hash, file_hash
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import decode_image
+from server.notes import stage
 from server.request import GenerationRequest, ImageInput, RawPrompt, Usage
 
 _Result = TypeVar("_Result")
@@ -257,7 +259,8 @@ class Preparer:
         """The crops of all pictures; those that are not known are decoded, and known from now on."""
         known = [index.find(name, picture.slices) for name, picture in zip(plan.names, plan.pictures, strict=True)]
         new = [picture for picture, hashes in zip(plan.pictures, known, strict=True) if hashes is None]
-        cut = iter(await self._in_threads([partial(_cut_and_hash, picture, cache_salt) for picture in new]))
+        with stage("decode_images", num_images=len(new)) if new else nullcontext():
+            cut = iter(await self._in_threads([partial(_cut_and_hash, picture, cache_salt) for picture in new]))
         spans = iter(plan.prompt.crop_spans)
         crops: list[PreparedCrop] = []
         works = []

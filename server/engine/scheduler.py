@@ -140,6 +140,8 @@ class Scheduler:
     def update(self, batch: StepBatch, output: StepOutput, now: float) -> list[NewTokens]:
         """Books what the runner has done; the new ids, in the order of the rows."""
         self._encoder.update(batch.encode)
+        if batch.encode:
+            self._stamp_encoding(batch.encode, now)
         sequences = {one.state_slot: (one, of) for of in self._running for one in self._beams.holders(of)}
         news = []
         for row, sampled in zip(batch.rows, output.sampled, strict=True):
@@ -333,6 +335,12 @@ class Scheduler:
         num_blocks = self._blocks.blocks_for(sequence.num_known)
         self._blocks.free(sequence.block_table[num_blocks:])
         del sequence.block_table[num_blocks:]
+
+    def _stamp_encoding(self, encode: tuple[EncodeWork, ...], now: float) -> None:
+        slots = {work.crop_slot for work in encode}
+        for sequence in self._running:
+            if sequence.encode_began is not None and not slots.isdisjoint(sequence.crop_slots or ()):
+                sequence.encode_ended = now
 
     def _start(self, sequence: Sequence) -> StateStart:
         assert sequence.state_slot is not None

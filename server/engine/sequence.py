@@ -55,6 +55,10 @@ class Sequence:
     """Start of the first step that worked on this sequence."""
     first_token: float | None = None
     """End of the step that chose the first id."""
+    encode_began: float | None = None
+    """Start of the first step that encoded a crop which no sequence before this one had begun."""
+    encode_ended: float | None = None
+    """End of the last step since then that encoded a crop of this sequence."""
 
     arrival: int = field(init=False)
     """Rank among all sequences, given by `Scheduler.add`: the order of every queue."""
@@ -113,6 +117,12 @@ class Sequence:
         """A step that starts at `now` works on this sequence."""
         if self.scheduled is None:
             self.scheduled = now
+
+    def encoding_begins(self, now: float) -> None:
+        """A step that starts at `now` encodes a crop for this sequence."""
+        self.work_begins(now)
+        if self.encode_began is None:
+            self.encode_began = now
 
     def advance(self, num_tokens: int) -> None:
         """A step has computed that many more tokens that are known now."""

@@ -33,6 +33,7 @@ from server.engine.prepare import PreparedRequest
 from server.engine.process import EXIT_WAIT_S, EngineProcess, EngineStartError
 from server.engine.supply import Decode, PixelSupply
 from server.errors import EngineUnavailable, InternalError
+from server.notes import note
 from server.request import TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class EngineSession:
         del prepared  # megabytes of pixels and files, else not needed for as long as the answer takes
         try:
             self._send(submit)
-            logger.debug("submitted to the engine as request %d", request_id)
+            note(engine_request=request_id)
             while not answer.is_finished:
                 await answer.wait()
                 for event in answer.events():

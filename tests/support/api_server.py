@@ -21,6 +21,7 @@ from server.fetch.network import INTERNET, Network
 from server.listener import bind_socket, http_server, url_of
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tracing import Tracing
 from server.version import VERSION
 from tests.support.fake_engine import MODEL, FakeEngine
 from tests.support.server_process import wait_until
@@ -62,11 +63,14 @@ class ApiServer:
 
 
 @contextmanager
-def serve(engine: FakeEngine | None = None, *, network: Network = INTERNET, **options: Any) -> Iterator[ApiServer]:
+def serve(
+    engine: FakeEngine | None = None, *, network: Network = INTERNET, tracing: Tracing | None = None, **options: Any
+) -> Iterator[ApiServer]:
     """A running server with these settings; it is stopped at the end of the block.
 
     Args:
         network: what remote pictures are fetched through.
+        tracing: makes spans of requests.
     """
     settings = Settings(**options)
     engine = engine or FakeEngine()
@@ -79,6 +83,7 @@ def serve(engine: FakeEngine | None = None, *, network: Network = INTERNET, **op
         metrics=metrics,
         keys=load_keys(settings),
         remote_images=RemoteImages(settings, metrics, network=network),
+        tracing=tracing,
     )
     listener = bind_socket("127.0.0.1", 0)
     server = http_server(app, header_timeout_s=settings.client_timeout_s)

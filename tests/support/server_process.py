@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,15 +23,23 @@ READY_TIMEOUT_S = 120.0
 class ServerProcess:
     """Starts the server on a free port and waits until it is ready, unless told otherwise."""
 
-    def __init__(self, *arguments: str, model: Path = TINY_V2, wait: bool = True) -> None:
-        command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", str(model)]
+    def __init__(
+        self,
+        *arguments: str,
+        model: Path = TINY_V2,
+        wait: bool = True,
+        port: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--model", str(model)]
         command += ["--served-model-name", "tiny", *arguments]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MINICPMV_")}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MINICPMV_", "OTEL_"))}
+        inherited |= environment or {}
         self._clients: list[openai.OpenAI] = []
         self._is_told_to_end = False
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=inherited, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
         )
         self.url = self._wait_for(r"http://[\d.]+:\d+")
         if wait:

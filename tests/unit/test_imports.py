@@ -56,6 +56,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.hub",
             "server.image",
             "server.log",
+            "server.notes",
             "server.request",
             "server.sampling_defaults",
             "server.settings",
@@ -105,12 +106,14 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "client": (("server.engine.client",), ("watch", "prepare", "messages", "words", "model")),
     "metrics": (("server.metrics", "server.vllm_metrics"), ("messages", "words")),
+    # Spans, from what was noted of a request.
+    "tracing": (("server.tracing",), ("words",)),
     # The HTTP layer: to it the engine is a client that turns a request into a prepared one, and that into events.
-    "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "fetch", "words")),
+    "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "tracing", "fetch", "words")),
     # The composition root.
     "serve": (
         ("server.banner", "server.life", "server.serve"),
-        ("api", "client", "watch", "metrics", "messages", "words", "model"),
+        ("api", "client", "watch", "metrics", "tracing", "messages", "words", "model"),
     ),
     # A program of its own that asks servers over HTTP, ours as any other: it knows nothing of the rest.
     "bench": (("server.bench",), ()),

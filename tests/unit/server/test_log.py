@@ -3,11 +3,12 @@
 import asyncio
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 
 import pytest
 
-from server.log import configure_logging, request_id_var, with_fields
+from server.log import configure_logging, request_id_var, tell, with_fields
 
 pytestmark = pytest.mark.usefixtures("restore_logging")
 
@@ -93,3 +94,28 @@ def test_threads_and_tasks_of_a_request_inherit_its_id(request_id: str) -> None:
 def test_the_library_that_logs_headers_is_silent_at_any_level() -> None:
     configure_logging("debug", "text")
     assert not logging.getLogger("httpcore2.http11").isEnabledFor(logging.INFO)
+
+
+def test_warnings_of_libraries_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        configure_logging("info", "json")
+        warnings.warn("old news", UserWarning, stacklevel=1)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["logger"], line["level"]) == ("py.warnings", "warning")
+    assert "old news" in line["message"]
+
+
+def test_what_people_are_told_is_a_line_where_lines_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text")
+    tell("ready\nto go")
+    tell("broken", is_error=True)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("ready\nto go\n", "broken\n")
+    configure_logging("info", "json")
+    tell("ready\nto go")
+    tell("broken", is_error=True)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    told = [json.loads(line) for line in printed.err.splitlines()]
+    assert [(line["level"], line["message"]) for line in told] == [("info", "ready\nto go"), ("error", "broken")]

@@ -196,9 +196,10 @@ def test_http_requests_are_counted_by_template() -> None:
 def test_one_line_for_a_finished_request(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="server"):
         server.chat([{"role": "user", "content": "a very private question"}])
-    (record,) = [record for record in caplog.records if record.name == "server.api.record"]
+    (record,) = [record for record in caplog.records if record.name == "server.access"]
     fields = record.fields  # type: ignore[attr-defined]  # set by `with_fields`
-    assert record.getMessage() == "request completed"
+    assert record.getMessage() == "POST /v1/chat/completions 200"
+    assert (fields["model"], fields["status"], fields["outcome"]) == (MODEL.model_id, 200, "completed")
     assert fields["prompt_tokens"] == 7
     assert fields["completion_tokens"] == 2
     assert (fields["queue_s"], fields["prefill_s"], fields["decode_s"]) == (0.25, 0.5, 0.75)

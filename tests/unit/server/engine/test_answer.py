@@ -1,5 +1,6 @@
 import asyncio
 
+import msgspec
 import pytest
 
 from model.step import SamplingParams
@@ -47,6 +48,14 @@ def test_updates_that_waited_leave_as_one_event():
     assert event.num_tokens == len(ids) + 1
     assert (event.timings.queue_s, event.timings.prefill_s, event.timings.decode_s) == (0.5, 2.0, 4.0)
     assert answer.is_finished
+
+
+def test_timings_have_the_encoding_of_pictures():
+    answer, _ = make_answer()
+    stamps = msgspec.structs.replace(STAMPS, encode_began=1.5, encode_ended=3.0)
+    answer.put(Tokens(0, 0, [SampledToken(EOS, None, [])], "stop", stamps))
+    (event,) = answer.events()
+    assert (event.timings.arrived_s, event.timings.encode) == (1.0, (1.5, 3.0))
 
 
 def test_an_update_that_shows_nothing_makes_no_event():

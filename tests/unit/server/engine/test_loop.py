@@ -205,6 +205,20 @@ def test_requests_with_pictures_from_several_clients():
     assert world.total("encode_s") == pytest.approx(3 * 4 * ENCODE_BLOCK_S)
 
 
+def test_stamps_say_when_crops_were_encoded_and_for_whom():
+    """The second crop takes two steps, since another request decodes by then. Whoever shows it too encodes nothing."""
+    world = World(max_step_vision_blocks=3, max_idle_crops=1, prefix_cache=False)
+    world.submit(0, range(12), crops=[(1, 1), (5, 2)], max_tokens=1)
+    world.submit(1, range(40, 52), crops=[(0, 2)], max_tokens=1)
+    world.submit(2, range(60, 63), max_tokens=8)
+    world.run()
+    stamps = {tokens.request_id: tokens.stamps for tokens in world.tokens if tokens.finish_reason is not None}
+    assert stamps[0].encode_began == stamps[0].scheduled == 100.0
+    assert stamps[0].encode_ended == pytest.approx(100.0 + 3 * STEP_S)
+    for request_id in (1, 2):
+        assert (stamps[request_id].encode_began, stamps[request_id].encode_ended) == (None, None)
+
+
 @pytest.mark.parametrize(("prefix_cache", "num_cached"), [(True, 8), (False, 0)])
 def test_a_second_request_says_how_much_of_its_prompt_was_there(prefix_cache, num_cached):
     world = World(num_heartbeats=1, prefix_cache=prefix_cache)

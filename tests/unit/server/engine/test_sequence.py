@@ -56,7 +56,10 @@ def test_stamps_are_set_once():
     sequence.work_begins(2.0)
     sequence.append(5, now=3.0)
     sequence.append(5, now=4.0)
-    assert (sequence.scheduled, sequence.first_token) == (1.0, 3.0)
+    assert (sequence.scheduled, sequence.first_token, sequence.encode_began) == (1.0, 3.0, None)
+    for now in (5.0, 6.0):
+        sequence.encoding_begins(now)
+    assert (sequence.scheduled, sequence.encode_began) == (1.0, 5.0)
 
 
 def test_states_from_the_queue_to_the_end_and_back():
