@@ -19,7 +19,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 
 def the_line(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
     """The only one. It is written after the answer's last byte, when the client may have gone on already."""
-    wait_until(lambda: lines(caplog))
+    wait_until(lambda: bool(lines(caplog)), 10, "the line")
     (line,) = lines(caplog)
     return line
 
@@ -62,7 +62,6 @@ def test_client_that_leaves(server: ApiServer, gate: Gate, caplog: pytest.LogCap
     body = {"model": MODEL.model_id, "messages": [{"role": "user", "content": "x"}], "stream": True}
     with server.http.stream("POST", CHAT, json=body) as response:
         next(response.iter_bytes())
-    wait_until(lambda: bool(lines(caplog)), 10, "the line")
     line = the_line(caplog)
     assert (line["outcome"], line["completion_tokens"]) == ("aborted", 1)
 
