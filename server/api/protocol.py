@@ -127,6 +127,21 @@ class ImagePart(WireModel):
     prompt_cache_breakpoint: NotSupported = None
 
 
+class FileReference(WireModel):
+    file_id: str
+    file_data: NotSupported = None
+    """Pictures come as `image_url`; other files are not read."""
+    filename: str | None = None
+
+
+class FilePart(WireModel):
+    """A picture that was sent to `/v1/files`."""
+
+    type: Literal["file"]
+    file: FileReference
+    prompt_cache_breakpoint: NotSupported = None
+
+
 def _by(field: str, choices: str) -> Discriminator:
     """Chooses a member of a union by this field of the object.
 
@@ -153,7 +168,8 @@ def _as_list(value: Any) -> Any:
 
 
 _Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")], _by("type", "'text' or 'image_url'")
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")] | Annotated[FilePart, Tag("<file>")],
+    _by("type", "'text', 'image_url' or 'file'"),
 ]
 # A string is the same as one text part. Validators in `Annotated` run from the last to the first.
 Content = Annotated[
