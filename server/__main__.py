@@ -1,4 +1,4 @@
-"""The command line: `minicpmv serve`, `minicpmv plan`, `minicpmv bench`, `minicpmv selftest`, `minicpmv --version`."""
+"""The command line: `minicpmv serve`, `plan`, `batch`, `bench` and `selftest`, and `minicpmv --version`."""
 
 import argparse
 import re
@@ -24,13 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minicpmv {VERSION}")
     parser.add_argument(
         "command",
-        choices=["serve", "plan", "bench", "selftest"],
-        help="serve a model; show what fits into which memory; put a server under load; compare with a reference",
+        choices=["serve", "plan", "batch", "bench", "selftest"],
+        help="serve a model; show what fits into which memory; answer a file of requests; put a server under load; "
+        "compare with a reference",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
-        return {"serve": _serve, "plan": _plan, "bench": _bench, "selftest": _selftest}[given.command](given.arguments)
+        commands = {"serve": _serve, "plan": _plan, "batch": _batch, "bench": _bench, "selftest": _selftest}
+        return commands[given.command](given.arguments)
     except InvalidSettings as err:
         print(err, file=sys.stderr)
         return 2
@@ -50,6 +52,12 @@ def _plan(arguments: Sequence[str]) -> int:
     from server.plan import PlanSettings, run_plan
 
     return run_plan(load_settings(arguments, PlanSettings, command="plan"))
+
+
+def _batch(arguments: Sequence[str]) -> int:
+    from server.batch.command import run_batch
+
+    return run_batch(arguments)
 
 
 def _bench(arguments: Sequence[str]) -> int:

@@ -181,6 +181,11 @@ class Settings(BaseSettings):
     # Bounds connections and files half received: 16 of the largest size are 320 MiB.
     max_remote_fetches: int = Field(16, ge=1, le=1024, description="remote pictures fetched at once, of all requests")
 
+    # Pictures that are sent once and asked about many times (/v1/files)
+    file_memory: Bytes = Field(0, ge=0, description="pictures sent to /v1/files, all together; 0 turns it off")
+    file_ttl_s: int = Field(3600, ge=1, le=2_592_000, description="seconds that such a picture is kept at most")
+    max_files: int = Field(1000, ge=1, description="such pictures at once")
+
     # What a request that says nothing gets
     sampling_defaults: Literal["vendor", "openai"] = Field("vendor", description="whose sampling defaults apply")
     special_tokens_in_text: bool = Field(

@@ -10,6 +10,8 @@ from server.api.chat import chat_router
 from server.api.completions import completions_router
 from server.api.context import RequestContext
 from server.api.errors import on_http_exception
+from server.api.file_store import FileStore, StoredPictures
+from server.api.files import files_router
 from server.api.health import health_router
 from server.api.intake import Intake
 from server.api.models import models_router
@@ -51,11 +53,20 @@ def create_app(
         ],
         exception_handlers={HTTPException: on_http_exception},
     )
-    intake = Intake(settings=settings, engine=engine, admission=admission, metrics=metrics, remote_images=remote_images)
+    store = FileStore(max_bytes=settings.file_memory, max_files=settings.max_files)
+    intake = Intake(
+        settings=settings,
+        engine=engine,
+        admission=admission,
+        metrics=metrics,
+        remote_images=remote_images,
+        files=StoredPictures(store),
+    )
     app.include_router(chat_router(intake))
     app.include_router(completions_router(intake))
     app.include_router(responses_router(intake))
     app.include_router(tokenize_router(intake))
+    app.include_router(files_router(intake, store))
     app.include_router(models_router(engine))
     app.include_router(health_router(engine=engine, admission=admission, metrics=metrics))
     return app

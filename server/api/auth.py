@@ -148,20 +148,25 @@ class ApiKeys:
             return
         began_s = time.monotonic()
         caller = self._caller(scope, began_s)
-        # Looking at models or files costs nothing; what does is a POST.
-        if scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
+        token = caller_var.set(caller)
+        try:
+            # Looking at models or files costs nothing; what does is a POST.
+            if scope["method"] == "POST":
+                await self._call_counted(caller, began_s, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        finally:
+            caller_var.reset(token)
+
+    async def _call_counted(self, caller: Caller, began_s: float, scope: Scope, receive: Receive, send: Send) -> None:
         use = caller.use
         # Whether the request is refused or not, its answer says how much is left.
         scope["state"]["headers"] = lambda: use.headers(time.monotonic())
         with use.request(began_s):
             self._metrics.on_key_request(caller.name)
-            token = caller_var.set(caller)
             try:
                 await self._app(scope, receive, send)
             finally:
-                caller_var.reset(token)
                 use.on_duration(time.monotonic() - began_s)
 
     def _caller(self, scope: Scope, now_s: float) -> Caller:
@@ -174,7 +179,7 @@ class ApiKeys:
             raise Unauthorized("the API key is not accepted")
         if key.name not in self._uses:
             self._uses[key.name] = KeyUse(self._quota, now_s)
-        return Caller(key.name, self._uses[key.name], key.name if self._isolates else "")
+        return Caller(key.name, self._uses[key.name], key.name if self._isolates else "", owner=key.digest)
 
 
 def _given_key(scope: Scope) -> bytes | None:

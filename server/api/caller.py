@@ -14,6 +14,8 @@ class Caller:
     use: KeyUse
     salt: str
     """Its requests share caches with requests of the same salt; empty where keys are not kept apart."""
+    owner: bytes = b""
+    """Digest of the key. Names may come to mean another key when the file of keys changes; digests cannot."""
 
     def on_tokens(self, num_tokens: int) -> None:
         """Prompt or answer tokens, when they are known."""
@@ -34,3 +36,9 @@ def cache_salt(asked: str | None) -> bytes:
     if caller is None or not caller.salt:
         return own.encode()
     return f"{len(caller.salt)}:{caller.salt}{own}".encode()
+
+
+def owner() -> bytes:
+    """Whose files the request may see: those of its key, or everybody's where no key is asked for."""
+    caller = caller_var.get()
+    return b"" if caller is None else caller.owner

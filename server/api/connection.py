@@ -59,6 +59,11 @@ async def read_json_body(request: Request, *, max_bytes: int, timeout_s: float) 
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType("the Content-Type of the request must be application/json")
+    return await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
+
+
+async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytearray:
+    """The whole body, of whatever type, of which no byte beyond the limit is kept. Raises as `read_json_body`."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("the request body must not be compressed")
     too_large = PayloadTooLarge(f"the request body is larger than the limit of {max_bytes} bytes")

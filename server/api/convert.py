@@ -5,12 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from server.api.caller import cache_salt
+from server.api.file_store import StoredPictures
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
     LIMIT_EXCEEDED,
     UNSUPPORTED_VALUE,
     AssistantMessage,
     ChatCompletionRequest,
+    FilePart,
     ImagePart,
     SystemMessage,
     TextPart,
@@ -24,7 +26,7 @@ _WireMessage = SystemMessage | UserMessage | AssistantMessage
 
 
 def read_pictures(
-    wire: ChatCompletionRequest, *, model: ModelInfo, settings: Settings
+    wire: ChatCompletionRequest, *, model: ModelInfo, settings: Settings, files: StoredPictures
 ) -> tuple[dict[str, ImageInput], dict[str, str]]:
     """The pictures that came with the request, and the URLs of those that are elsewhere, by the paths of their fields.
 
@@ -32,7 +34,7 @@ def read_pictures(
     event loop where pictures are large.
 
     Raises:
-        NotFound: the request names another model.
+        NotFound: the request names another model, or a file that is not there.
         InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
@@ -42,7 +44,12 @@ def read_pictures(
     urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
     remote = {param: url for param, url in urls.items() if is_remote(url)}
     limits = image_limits(settings)
-    local = {param: read_image(url, limits, param=param) for param, url in urls.items() if param not in remote}
+    local = {}
+    for param, url in urls.items():
+        if param.endswith(".file_id") or files.is_id(url):
+            local[param] = files.find(url, param=param)
+        elif param not in remote:
+            local[param] = read_image(url, limits, param=param)
     return local, remote
 
 
@@ -122,7 +129,7 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
     num_images = 0
     for number, message in enumerate(messages):
         for place, part in enumerate(message.content or ()):
-            if not isinstance(part, ImagePart):
+            if not isinstance(part, ImagePart | FilePart):
                 continue
             if not isinstance(message, UserMessage):
                 param = f"messages[{number}].content[{place}]"
@@ -144,12 +151,15 @@ def _text(message: _WireMessage) -> str:
 
 
 def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
-    """Of the message's pictures, each with the path of its field."""
-    return [
-        (f"messages[{number}].content[{place}].image_url.url", part.image_url.url)
-        for place, part in enumerate(message.content or ())
-        if isinstance(part, ImagePart)
-    ]
+    """Of the message's pictures, each with the path of its field; of those that were sent before, the ids."""
+    urls = []
+    for place, part in enumerate(message.content or ()):
+        path = f"messages[{number}].content[{place}]"
+        if isinstance(part, ImagePart):
+            urls.append((f"{path}.image_url.url", part.image_url.url))
+        elif isinstance(part, FilePart):
+            urls.append((f"{path}.file.file_id", part.file.file_id))
+    return urls
 
 
 def _given_sampling(wire: ChatCompletionRequest) -> dict[str, Any]:

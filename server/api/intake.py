@@ -12,6 +12,7 @@ from server.api.admission import Admission
 from server.api.connection import read_json_body, while_connected
 from server.api.convert import read_pictures, to_generation_request
 from server.api.errors import invalid_body
+from server.api.file_store import StoredPictures
 from server.api.protocol import ChatCompletionRequest, WireModel
 from server.api.record import RequestRecord, keep_content
 from server.api.remote_images import RemoteImages
@@ -53,6 +54,7 @@ class Intake:
         admission: Admission,
         metrics: Metrics,
         remote_images: RemoteImages,
+        files: StoredPictures,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -60,6 +62,7 @@ class Intake:
         self._admission = admission
         self._remote_images = remote_images
         self._keeps_content = settings.log_content or settings.trace_content
+        self._files = files
 
     async def permit(self) -> AsyncIterator[None]:
         """A dependency of routes: held until the last byte of the answer is sent, streamed or not."""
@@ -103,11 +106,12 @@ class Intake:
         """The request for a chat completion; its `data:` pictures are decoded from base64.
 
         Raises:
-            NotFound: it names another model.
+            NotFound: it names another model, or a file that is not there.
             InvalidRequest, InvalidImage: something is wrong with it.
         """
         wire = self.validate(ChatCompletionRequest, data)
-        return ParsedChat(wire, *read_pictures(wire, model=self.engine.model, settings=self.settings))
+        pictures = read_pictures(wire, model=self.engine.model, settings=self.settings, files=self._files)
+        return ParsedChat(wire, *pictures)
 
     async def chat_request(self, chat: ParsedChat, *, request_id: str) -> GenerationRequest:
         """The request in the engine's words, with all of its pictures.

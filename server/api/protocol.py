@@ -132,6 +132,21 @@ class RefusalPart(WireModel):
     refusal: str
 
 
+class FileReference(WireModel):
+    file_id: str
+    file_data: NotSupported = None
+    """Pictures come as `image_url`; other files are not read."""
+    filename: str | None = None
+
+
+class FilePart(WireModel):
+    """A picture that was sent to `/v1/files`."""
+
+    type: Literal["file"]
+    file: FileReference
+    prompt_cache_breakpoint: NotSupported = None
+
+
 def _by(field: str, choices: str) -> Discriminator:
     """Chooses a member of a union by this field of the object.
 
@@ -158,7 +173,8 @@ def _as_list(value: Any) -> Any:
 
 
 _Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")], _by("type", "'text' or 'image_url'")
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")] | Annotated[FilePart, Tag("<file>")],
+    _by("type", "'text', 'image_url' or 'file'"),
 ]
 # In an earlier answer; that pictures cannot stand there is said later, as for the system's messages.
 _AnswerPart = Annotated[

@@ -48,7 +48,8 @@ class ContentPart(WireModel):
     text: str | None = None
     image_url: str | None = None
     detail: Any = None
-    file_id: NotSupported = None
+    file_id: str | None = None
+    """Of a picture that was sent to `/v1/files`, instead of its URL."""
     annotations: Any = None
     """Of an answer that is sent back; without effect, as are its log-probabilities."""
     logprobs: Any = None
@@ -56,8 +57,12 @@ class ContentPart(WireModel):
 
     @model_validator(mode="after")
     def _has_what_its_type_needs(self) -> Self:
-        needed = "image_url" if self.type == "input_image" else "text"
-        other = "text" if self.type == "input_image" else "image_url"
+        if self.type == "input_image" and self.file_id is not None:
+            needed, other = "file_id", "image_url" if self.text is None else "text"
+        elif self.type == "input_image":
+            needed, other = "image_url", "text"
+        else:
+            needed, other = "text", "image_url" if self.file_id is None else "file_id"
         if getattr(self, needed) is None:
             raise PydanticCustomError("missing", "Field required", {"param": needed})
         if getattr(self, other) is not None or (self.detail is not None and needed == "text"):
@@ -172,11 +177,14 @@ def _parts(parts: Sequence[ContentPart], path: str, told: str) -> tuple[list[dic
     made: list[dict[str, Any]] = []
     for number, part in enumerate(parts):
         if part.type == "input_image":
-            url: dict[str, Any] = {"url": part.image_url}
+            by_id = part.image_url is None
+            url: dict[str, Any] = {"url": part.file_id if by_id else part.image_url}
             if part.detail is not None:
                 url["detail"] = part.detail
             made.append({"type": "image_url", "image_url": url})
-            names[f"{path}.content[{number}].image_url.url"] = f"{told}.content[{number}].image_url"
+            names[f"{path}.content[{number}].image_url.url"] = (
+                f"{told}.content[{number}].{'file_id' if by_id else 'image_url'}"
+            )
             names[f"{path}.content[{number}].image_url"] = f"{told}.content[{number}]"
         else:
             made.append({"type": "text", "text": part.text})

@@ -117,9 +117,11 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     # A program of its own that asks servers over HTTP, ours as any other: it knows nothing of the rest.
     "bench": (("server.bench",), ()),
+    # Likewise.
+    "batch": (("server.batch",), ()),
     # `selftest` alone computes in its own process, and imports what it needs when it is called. Of the runtime `plan`
     # uses the part that plans, which is without torch.
-    "command line": (("server.__main__", "server.plan"), ("serve", "bench", "runtime", "words", "model")),
+    "command line": (("server.__main__", "server.plan"), ("serve", "batch", "bench", "runtime", "words", "model")),
 }
 
 
@@ -188,6 +190,7 @@ BATCHES = {
     "model": [name for name in MODULES if is_within(name, "model") and is_torch_free(name)],
     "engine": [name for name in MODULES if is_within(name, "server.engine") and is_torch_free(name)],
     "api": [name for name in MODULES if is_within(name, "server.api")],
+    "batch": [name for name in MODULES if is_within(name, "server.batch")],
     "bench": [name for name in MODULES if is_within(name, "server.bench")],
     "fetch": [name for name in MODULES if is_within(name, "server.fetch")],
     "server": [name for name in MODULES if is_within(name, "server") and name.count(".") == 1],
