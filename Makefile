@@ -24,7 +24,7 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock \
-	monitoring check-rules check-image image tools
+	monitoring check-rules check-image check-manifests image tools
 
 help: ## Show the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -68,6 +68,9 @@ check-rules: setup-dev ## Check alert rules and dashboard; with promtool on the 
 
 check-image: setup-dev ## Check Dockerfile and compose file, with what of the tools is there
 	$(VENV_PYTHON) -m pytest tests/deploy/test_image.py $(ARGS)
+
+check-manifests: setup-dev ## Render the Kubernetes manifests and hold them against their schemas, with what of the tools is there
+	$(VENV_PYTHON) -m pytest tests/deploy/test_manifests.py $(ARGS)
 
 image: ## Build the image: make image VARIANT=cuda
 	docker build --tag minicpmv:$(VARIANT) --build-arg VARIANT=$(VARIANT) \

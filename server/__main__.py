@@ -1,4 +1,4 @@
-"""The command line: `minicpmv serve`, `plan`, `batch`, `bench` and `selftest`, and `minicpmv --version`."""
+"""The command line: `minicpmv serve`, `plan`, `download`, `batch`, `bench`, `selftest`, `minicpmv --version`."""
 
 import argparse
 import re
@@ -24,14 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"minicpmv {VERSION}")
     parser.add_argument(
         "command",
-        choices=["serve", "plan", "batch", "bench", "selftest"],
-        help="serve a model; show what fits into which memory; answer a file of requests; put a server under load; "
-        "compare with a reference",
+        choices=["serve", "plan", "download", "batch", "bench", "selftest"],
+        help="serve a model; show what fits into which memory; fetch a checkpoint for later; answer a file of requests; "
+        "put a server under load; compare with a reference",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    commands = {
+        "serve": _serve,
+        "plan": _plan,
+        "download": _download,
+        "batch": _batch,
+        "bench": _bench,
+        "selftest": _selftest,
+    }
     try:
-        commands = {"serve": _serve, "plan": _plan, "batch": _batch, "bench": _bench, "selftest": _selftest}
         return commands[given.command](given.arguments)
     except InvalidSettings as err:
         print(err, file=sys.stderr)
@@ -60,6 +67,26 @@ def _batch(arguments: Sequence[str]) -> int:
     return run_batch(arguments)
 
 
+def _download(arguments: Sequence[str]) -> int:
+    """Prints the folder, complete and with the official content; status 1 when the checkpoint cannot be had."""
+    parser = argparse.ArgumentParser(
+        prog="minicpmv download",
+        description="Fetch a checkpoint as `serve` would, and check it, so that `serve` needs no network.",
+        allow_abbrev=False,
+    )
+    _add_model_flags(parser)
+    given = parser.parse_args(arguments)
+
+    from server.hub import ModelError, resolve_model
+
+    try:
+        print(resolve_model(given.model, given.revision, given.model_source).folder)
+    except ModelError as err:
+        print(f"minicpmv: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _bench(arguments: Sequence[str]) -> int:
     from server.bench.command import run_bench
 
@@ -73,9 +100,7 @@ def _selftest(arguments: Sequence[str]) -> int:
         description="Compare a checkpoint, stage by stage, with networks put together from transformers.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", default="demo", help="folder with a checkpoint, hub id, or demo")
-    parser.add_argument("--revision", help="revision of a hub id: commit, tag or branch")
-    parser.add_argument("--model-source", choices=["huggingface", "modelscope"], default="huggingface")
+    _add_model_flags(parser)
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--weights", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--num-threads", type=_positive, help="CPU threads; default: the usable cores")
@@ -95,6 +120,12 @@ def _selftest(arguments: Sequence[str]) -> int:
         print(f"minicpmv: {err}", file=sys.stderr)
         return 1
     return 0 if agrees else 1
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="demo", help="folder with a checkpoint, hub id, or demo")
+    parser.add_argument("--revision", help="revision of a hub id: commit, tag or branch")
+    parser.add_argument("--model-source", choices=["huggingface", "modelscope"], default="huggingface")
 
 
 def _device(text: str) -> str:

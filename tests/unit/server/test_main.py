@@ -25,10 +25,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["serve", "plan", "selftest"]),
+        (["--help"], ["serve", "plan", "download", "selftest"]),
         (["serve", "--help"], ["--max-images", "--port"]),
         (["plan", "--help"], ["--device-memory", "--weights"]),
         (["selftest", "-h"], ["--model"]),
+        (["download", "-h"], ["--model", "--revision", "--model-source"]),
     ],
 )
 def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]) -> None:
@@ -83,6 +84,16 @@ def test_missing_model_stops_the_start(capsys: pytest.CaptureFixture[str]) -> No
 def test_folder_that_is_no_checkpoint_stops_the_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["serve", "--log-level", "error", "--port", "0", "--model", str(tmp_path)]) == 1
     assert "config.json" in capsys.readouterr().err
+
+
+def test_download_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "--model", "demo"]) == 0
+    assert capsys.readouterr().out == f"{demo_folder()}\n"
+
+
+def test_download_of_what_does_not_exist_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", "--model", "no/such/folder/here"]) == 1
+    assert "no/such/folder/here" in capsys.readouterr().err
 
 
 @pytest.fixture
