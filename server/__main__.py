@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         choices=["serve", "plan", "download", "batch", "bench", "selftest"],
-        help="serve a model; show what fits into which memory; fetch a checkpoint for later; answer a file of requests; "
-        "put a server under load; compare with a reference",
+        help="serve a model; show what fits into which memory; fetch a checkpoint for later; answer a file of "
+        "requests; put a server under load; compare with a reference",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

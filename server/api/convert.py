@@ -144,7 +144,7 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 
 
 def _text(message: _WireMessage) -> str:
-    parts = [part for part in message.content or () if not isinstance(part, ImagePart)]
+    parts = [part for part in message.content or () if not isinstance(part, ImagePart | FilePart)]
     text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
     refusal = message.refusal if isinstance(message, AssistantMessage) else None
     return "\n".join(filter(None, (text, refusal)))
