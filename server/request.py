@@ -34,6 +34,18 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Beams:
+    """Beam search instead of draws: of the sampling parameters the penalties alone count."""
+
+    num_beams: int
+    """At least 2; the choices of the request are the best results, and no more than these."""
+    length_penalty: float = 1.0
+    """A result's score is its log-probability divided by its length to the power of this."""
+    early_stopping: bool | Literal["never"] = False
+    """When to stop once `num_beams` results are there: at once, when no better one is likely, when none is possible."""
+
+
+@dataclass(frozen=True, slots=True)
 class RawPrompt:
     """A prompt in no chat form, to be continued as it is."""
 
@@ -63,8 +75,11 @@ class GenerationRequest:
     """The text ends with what stopped it, a string or one of `stop_token_ids`, instead of before it."""
     skip_special_tokens: bool | None = None
     """Names of special tokens in the text: none, all, or with None those that the vendor's own code leaves."""
+    opens_answer: bool = True
+    """The prompt ends with the opening of a new assistant turn. Else the answer goes on with the last message."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
+    beams: Beams | None = None
     raw_prompt: RawPrompt | None = None
     """Instead of messages."""
 

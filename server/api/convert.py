@@ -84,6 +84,7 @@ def to_generation_request(
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
         cache_salt=cache_salt(wire.cache_salt),
+        opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
 
@@ -127,7 +128,7 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
     """Settles what needs no decoding before the first picture is decoded."""
     num_images = 0
     for number, message in enumerate(messages):
-        for place, part in enumerate(message.content):
+        for place, part in enumerate(message.content or ()):
             if not isinstance(part, ImagePart | FilePart):
                 continue
             if not isinstance(message, UserMessage):
@@ -143,13 +144,16 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 
 
 def _text(message: _WireMessage) -> str:
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    parts = [part for part in message.content or () if not isinstance(part, ImagePart | FilePart)]
+    text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
+    refusal = message.refusal if isinstance(message, AssistantMessage) else None
+    return "\n".join(filter(None, (text, refusal)))
 
 
 def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
     """Of the message's pictures, each with the path of its field; of those that were sent before, the ids."""
     urls = []
-    for place, part in enumerate(message.content):
+    for place, part in enumerate(message.content or ()):
         path = f"messages[{number}].content[{place}]"
         if isinstance(part, ImagePart):
             urls.append((f"{path}.image_url.url", part.image_url.url))
