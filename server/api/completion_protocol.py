@@ -20,7 +20,17 @@ DEFAULT_MAX_TOKENS = 16
 
 OF_CHAT_ALONE = frozenset(
     {
-        *("audio", "function_call", "functions", "max_completion_tokens", "messages", "metadata", "modalities"),
+        *(
+            "add_generation_prompt",
+            "audio",
+            "continue_final_message",
+            "function_call",
+            "functions",
+            "max_completion_tokens",
+            "messages",
+            "metadata",
+            "modalities",
+        ),
         *("moderation", "parallel_tool_calls", "prediction", "prompt_cache_options", "prompt_cache_retention"),
         *("reasoning_effort", "response_format", "safety_identifier", "service_tier", "store", "tool_choice", "tools"),
         *("top_logprobs", "verbosity", "web_search_options"),

@@ -127,11 +127,6 @@ class ImagePart(WireModel):
     prompt_cache_breakpoint: NotSupported = None
 
 
-class RefusalPart(WireModel):
-    type: Literal["refusal"]
-    refusal: str
-
-
 class FileReference(WireModel):
     file_id: str
     file_data: NotSupported = None
@@ -145,6 +140,11 @@ class FilePart(WireModel):
     type: Literal["file"]
     file: FileReference
     prompt_cache_breakpoint: NotSupported = None
+
+
+class RefusalPart(WireModel):
+    type: Literal["refusal"]
+    refusal: str
 
 
 def _by(field: str, choices: str) -> Discriminator:

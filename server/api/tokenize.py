@@ -1,6 +1,6 @@
 """`POST /tokenize` and `POST /detokenize`, in the form that vLLM gave them: what a prompt costs, without an answer."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BeforeValidator, FailFast, model_validator
@@ -38,8 +38,9 @@ class TokenizeRequest(WireModel):
     add_special_tokens: bool | None = None
     """Begin `prompt` with the start token, true if left out. `messages` always begin with it."""
     return_token_strs: bool | None = None
-    add_generation_prompt: Literal[True] | None = None
-    continue_final_message: Literal[False] | None = None
+    add_generation_prompt: bool | None = None
+    """With `messages`, and like the next field as for a chat completion."""
+    continue_final_message: bool | None = None
     chat_template: NotSupported = None
     chat_template_kwargs: NotSupported = None
     mm_processor_kwargs: NotSupported = None
@@ -49,8 +50,13 @@ class TokenizeRequest(WireModel):
     def _one_of_both(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise PydanticCustomError(INVALID_VALUE, "or messages must be given, and not both", {"param": "prompt"})
-        if self.messages is not None and self.add_special_tokens is not None:
-            raise PydanticCustomError(INVALID_VALUE, "goes with prompt only", {"param": "add_special_tokens"})
+        of_the_other: tuple[str, ...] = ("add_special_tokens",)
+        if self.messages is None:
+            of_the_other = ("add_generation_prompt", "continue_final_message")
+        for name in of_the_other:
+            if getattr(self, name) is not None:
+                given = "prompt" if self.messages is None else "messages"
+                raise PydanticCustomError(INVALID_VALUE, "does not go with {given}", {"param": name, "given": given})
         return self
 
 
@@ -69,7 +75,12 @@ def tokenize_router(intake: Intake) -> APIRouter:
         if wire.prompt is not None:
             with named_as({"messages": "prompt"}):
                 return wire, await engine.plan_prompt(raw_request(wire.prompt, wire.add_special_tokens, engine))
-        asked = {"model": engine.model.model_id, "messages": wire.messages}
+        asked = {
+            "model": engine.model.model_id,
+            "messages": wire.messages,
+            "add_generation_prompt": wire.add_generation_prompt,
+            "continue_final_message": wire.continue_final_message,
+        }
         chat = await intake.aside(len(body), lambda: intake.parse_chat(asked))
         return wire, await engine.plan_prompt(await intake.chat_request(chat, request_id="tokenize"))
 

@@ -7,6 +7,7 @@ import pytest
 
 from model.step import SamplingParams
 from server.api.convert import read_pictures, to_generation_request
+from server.api.file_store import FileStore, StoredPictures
 from server.api.protocol import ChatCompletionRequest
 from server.errors import InvalidImage, InvalidRequest, NotFound
 from server.request import GenerationRequest, Message
@@ -15,6 +16,7 @@ from tests.support.fake_engine import MODEL
 from tests.support.pictures import draw_page, image_part
 
 SETTINGS = Settings(max_images=3)
+NO_FILES = StoredPictures(FileStore(max_bytes=0, max_files=1))
 PICTURES = [image_part(draw_page(20 + n, 20)) for n in range(4)]
 
 
@@ -23,7 +25,7 @@ def convert(messages: Any = "hi", **fields: Any) -> GenerationRequest:
         messages = [{"role": "user", "content": messages}]
     body = {"model": MODEL.model_id, "messages": messages} | fields
     wire = ChatCompletionRequest.model_validate(body, context=SETTINGS)
-    pictures, remote = read_pictures(wire, model=MODEL, settings=SETTINGS)
+    pictures, remote = read_pictures(wire, model=MODEL, settings=SETTINGS, files=NO_FILES)
     assert remote == {}
     return to_generation_request(wire, pictures, request_id="id", model=MODEL)
 

@@ -14,6 +14,7 @@ from openai.types.chat.chat_completion_stream_options_param import ChatCompletio
 
 from server.api.chat import _reply
 from server.api.convert import read_pictures, to_generation_request
+from server.api.file_store import FileStore, StoredPictures
 from server.api.protocol import ChatCompletionRequest
 from server.engine.prepare import PreparedRequest
 from server.request import Usage
@@ -22,6 +23,7 @@ from tests.support.fake_engine import MODEL
 from tests.unit.server.api.test_protocol import refusal
 
 SETTINGS = Settings()
+NO_FILES = StoredPictures(FileStore(max_bytes=0, max_files=1))
 BODY: dict[str, Any] = {"model": MODEL.model_id, "messages": [{"role": "user", "content": "hi"}]}
 
 HAS_EFFECT: dict[str, Any] = {
@@ -78,7 +80,7 @@ ELSEWHERE = {"response_format", "tool_choice", "tools"}
 def outcome(**fields: Any) -> Any:
     """All that a request turns into: what the engine is asked, and how the answer is rendered."""
     wire = ChatCompletionRequest.model_validate_json(json.dumps(BODY | fields), context=SETTINGS)
-    pictures, remote = read_pictures(wire, model=MODEL, settings=SETTINGS)
+    pictures, remote = read_pictures(wire, model=MODEL, settings=SETTINGS, files=NO_FILES)
     assert not remote
     request = to_generation_request(wire, pictures, request_id="id", model=MODEL)
     usage = Usage(prompt_tokens=1, image_tokens=0, num_images=0, num_crops=0, image_pixels=0)
