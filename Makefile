@@ -58,6 +58,7 @@ format: setup-dev ## Put the code into its format
 docs: setup-dev ## Write the parts of docs/ that come from the code
 	$(VENV_PYTHON) scripts/settings_table.py
 	$(VENV_PYTHON) -m scripts.metrics_table
+	$(VENV_PYTHON) -m scripts.api_reference
 
 monitoring: setup ## Write the manifest of the alert rules and the dashboard
 	$(VENV_PYTHON) -m scripts.prometheus_rule $(RUNBOOKS)

@@ -1,6 +1,7 @@
 """`minicpmv plan`: the tables, without torch, weights or a GPU."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,26 @@ def test_no_torch_is_loaded(official: Path) -> None:
     )
     command = [sys.executable, "-c", code, "plan", "--model", str(official)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+SIZING = re.findall(
+    r"^\| [^|]*?(\d+) (GiB|GB) \| `([^`]+)` \| (\w+), KV (\w+) \| ([\d,]+) \| (\d+) \| (\d+) \|$",
+    (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("row", SIZING, ids=lambda row: f"{row[0]}{row[1]}")
+def test_the_operating_guides_table_is_the_plans(
+    official: Path, capsys: pytest.CaptureFixture[str], row: tuple[str, ...]
+) -> None:
+    size, _, memory, weights, kv, tokens, requests, requests_int8 = row
+    assert main(["plan", "--model", str(official), "--device-memory", f"{size}GiB", "--memory", memory]) == 0
+    printed = capsys.readouterr().out
+    assert f"--weights {weights} --kv {kv}" in printed
+    assert rows(printed)[weights, kv][-2:] == [tokens, requests]
+    assert rows(printed)["int8", "int8"][-1] == requests_int8
+
+
+def test_the_operating_guide_has_that_table() -> None:
+    assert len(SIZING) == 7
