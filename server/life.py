@@ -62,7 +62,7 @@ class ServerLife:
             keys=keys,
             remote_images=RemoteImages(settings, metrics),
         )
-        self._http = http_server(app, header_timeout_s=settings.client_timeout_s)
+        self._http = http_server(app, settings)
         self._told_to_stop = asyncio.Event()
 
     async def run(self) -> None:

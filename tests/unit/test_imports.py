@@ -55,7 +55,9 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.errors",
             "server.hub",
             "server.image",
+            "server.image_worker",
             "server.log",
+            "server.pace",
             "server.request",
             "server.sampling_defaults",
             "server.settings",
@@ -89,7 +91,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The one door to torch.
     "worker": (("server.engine.worker",), ("schedule", "runtime", "messages", "words", "model")),
     # The API process's half of the engine, and its front.
-    "prepare": (("server.engine.pictures", "server.engine.prepare"), ("messages", "words", "model")),
+    "prepare": (
+        ("server.engine.picture_workers", "server.engine.pictures", "server.engine.prepare"),
+        ("messages", "words", "model"),
+    ),
     "watch": (
         (
             "server.engine.answer",
@@ -98,6 +103,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.session",
             "server.engine.supervisor",
             "server.engine.supply",
+            "server.engine.waiting_line",
         ),
         ("prepare", "messages", "words", "model"),
     ),
