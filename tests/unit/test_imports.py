@@ -116,7 +116,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The composition root.
     "serve": (
         ("server.banner", "server.life", "server.serve"),
-        ("api", "client", "watch", "metrics", "messages", "words", "model"),
+        ("api", "client", "watch", "prepare", "metrics", "messages", "words", "model"),
     ),
     # A program of its own that asks servers over HTTP, ours as any other: it knows nothing of the rest.
     "bench": (("server.bench",), ()),
