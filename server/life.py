@@ -66,7 +66,7 @@ class ServerLife:
             remote_images=RemoteImages(settings, metrics),
             tracing=tracing,
         )
-        self._http = http_server(app, header_timeout_s=settings.client_timeout_s)
+        self._http = http_server(app, settings)
         self._told_to_stop = asyncio.Event()
 
     async def run(self) -> None:

@@ -69,6 +69,8 @@ class GenerationRequest:
     num_choices: int = 1
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    max_time_s: float | None = None
+    """From when the request is prepared; then each choice ends with what there is, as if it had its `max_tokens`."""
     stop_token_ids: tuple[int, ...] = ()
     """End the answer as the end id does."""
     include_stop: bool = False

@@ -18,7 +18,9 @@ from server.banner import banner
 from server.demonstration import load_demonstration
 from server.engine.channel import EngineConfig
 from server.engine.client import EngineClient
+from server.engine.picture_workers import WorkerLimits
 from server.engine.process import WORKER_MODULE, EngineStartError
+from server.engine.waiting_line import WaitingLine
 from server.hub import ModelError, resolve_model
 from server.life import ServerLife
 from server.listener import CannotListen, bind_socket, url_of
@@ -107,9 +109,11 @@ def build_engine(
         config,
         tokenizer,
         metrics,
-        num_image_threads=settings.image_threads,
+        num_image_workers=settings.image_workers,
+        image_limits=WorkerLimits(timeout_s=settings.image_timeout_s, memory_bytes=settings.image_worker_memory),
         specials_in_text=settings.special_tokens_in_text,
         worker_module=worker_module,
+        waiting_line=WaitingLine(max_requests=settings.max_waiting_requests, max_tokens=settings.max_waiting_tokens),
     )
 
 

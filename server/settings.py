@@ -121,7 +121,14 @@ class Settings(BaseSettings):
         7, ge=0, le=15, description="ids guessed ahead for a sequence where its text repeats itself; 0 guesses nothing"
     )
     max_draft_sequences: int = Field(4, ge=1, le=1024, description="while more sequences decode, nothing is guessed")
-    image_threads: int = Field(2, ge=1, le=64, description="threads that decode and slice pictures")
+    image_workers: int = Field(2, ge=1, le=64, description="processes that decode and slice pictures")
+    # Of the largest pictures that are accepted, 50 megapixels, the costliest takes 430 MB.
+    image_worker_memory: Bytes = Field(
+        2**30, ge=64 * 2**20, description="memory that decoding one picture may take; beyond it a 400"
+    )
+    image_timeout_s: float = Field(
+        20.0, gt=0, le=600, description="seconds that decoding one picture may take; beyond it a 400"
+    )
 
     # The listener
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -143,6 +150,15 @@ class Settings(BaseSettings):
 
     # What a request may cost
     max_requests: int = Field(256, ge=1, description="requests in the house, waiting and running; more get a 429")
+    # A card of 8 GiB runs some twenty together; whoever waits behind so many has given up before his turn.
+    max_waiting_requests: int = Field(128, ge=1, description="requests that wait for their first token; more get a 429")
+    # 32 contexts of the model: half a minute of prefill on a small card.
+    max_waiting_tokens: int = Field(
+        131_072, ge=1, description="prompt tokens of all requests that wait for their first token; more get a 429"
+    )
+    # Each takes a descriptor and some 100 KiB; half of them may be idle, and kept for the next request.
+    max_connections: int = Field(1024, ge=1, description="open connections; more get a 503 and are closed")
+    max_header_bytes: Bytes = Field(64 * 2**10, ge=1024, description="headers of a request")
     max_body_bytes: Bytes = Field(
         32 * 2**20, ge=1024, description="request body; also the remote pictures of a request together"
     )

@@ -1,14 +1,16 @@
 """Who is let in: a permit for the whole life of each request, none while draining, none beyond the limit."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server.engine.client import Engine
 from server.errors import EngineUnavailable, TooManyRequests
+from server.pace import Pace
 
 _RETRY_AFTER_S = 2
-"""Short against any answer: a client that comes back finds a place or the same clear no, at hardly any cost."""
+"""While the engine is away, or the server drains: another replica may be there at once."""
 
 _WHY_NOT = {
     "starting": "the model is still being loaded",
@@ -25,6 +27,7 @@ class Admission:
         self._engine = engine
         self._max_requests = max_requests
         self._num_held = 0
+        self._pace = Pace()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.is_draining = False
@@ -53,7 +56,8 @@ class Admission:
             raise EngineUnavailable(_WHY_NOT[self._engine.state], retry_after_s=_RETRY_AFTER_S)
         if self._num_held >= self._max_requests:
             raise TooManyRequests(
-                f"{self._num_held} requests are waiting or running, which is the limit", retry_after_s=_RETRY_AFTER_S
+                f"{self._num_held} requests are waiting or running, which is the limit",
+                retry_after_s=self._pace.retry_after_s(self._num_held, time.monotonic()),
             )
         self._num_held += 1
         self._is_empty.clear()
@@ -61,6 +65,7 @@ class Admission:
             yield
         finally:
             self._num_held -= 1
+            self._pace.on_leaving(time.monotonic(), was_idle=not self._num_held)
             if self._num_held == 0:
                 self._is_empty.set()
 

@@ -80,6 +80,7 @@ def to_generation_request(
         num_choices=wire.n or 1,
         stop=tuple(wire.stop or ()),
         ignore_eos=bool(wire.ignore_eos),
+        max_time_s=wire.max_time,
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,

@@ -338,6 +338,8 @@ class ChatCompletionRequest(WireModel):
     """Left out, it is true unless the final message is continued. False: the last turn goes on, whoever's it is."""
     continue_final_message: bool | None = None
     """The last message is the beginning of the answer."""
+    max_time: Annotated[float | None, Field(gt=0, le=86_400)] = None
+    """Seconds after which the answer ends where it is, with the finish reason "length"."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
     include_stop_str_in_output: bool | None = None

@@ -24,6 +24,8 @@ class Answer:
         self._abort_choice = abort_choice
         self._news = asyncio.Event()
         self._error: ApiError | None = None
+        self.has_expired = False
+        """The engine may still be at work on it."""
 
     @property
     def is_finished(self) -> bool:
@@ -39,6 +41,13 @@ class Answer:
     def fail(self, error: ApiError) -> None:
         """The reader gets what has arrived, then this."""
         self._error = error
+        self._news.set()
+
+    def expire(self) -> None:
+        """Its time is over: what the engine has not ended ends here, with what there is."""
+        self.has_expired = True
+        for choice in self._choices:
+            choice.expire()
         self._news.set()
 
     async def wait(self) -> None:
@@ -82,6 +91,7 @@ class Choice:
         """Not yet looked at."""
         self._held: deque[SampledToken] = deque()
         """Their text is not certain yet; one that turns out to belong to a stop string is never shown."""
+        self._last: Tokens | None = None
         self._num_tokens = 0
         self.is_finished = False
         self.needs_abort = False
@@ -90,6 +100,14 @@ class Choice:
     def put(self, tokens: Tokens) -> None:
         if not self.is_finished:  # the engine had not yet seen that a stop string ended it
             self._updates.append(tokens)
+            self._last = tokens
+
+    def expire(self) -> None:
+        last = self._last
+        if self.is_finished or (last is not None and last.finish_reason is not None):
+            return
+        stamps, cached_tokens = (None, 0) if last is None else (last.stamps, last.cached_tokens)
+        self.put(Tokens(0, self.index, [], "length", stamps, cached_tokens))
 
     def next_event(self) -> TokenEvent | None:
         """Everything new as one event; None when nothing of it can be shown yet."""

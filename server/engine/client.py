@@ -12,10 +12,12 @@ from model.config import ModelConfig
 from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
-from server.engine.prepare import EngineLimits, Picture, Pixels, PreparedRequest, Preparer, PromptPlan
+from server.engine.picture_workers import Pixels, WorkerLimits
+from server.engine.prepare import EngineLimits, Picture, PreparedRequest, Preparer, PromptPlan
 from server.engine.process import WORKER_MODULE, EngineProcess
 from server.engine.session import EngineSession
 from server.engine.supervisor import EngineState, Supervisor
+from server.engine.waiting_line import WaitingLine
 from server.errors import EngineUnavailable
 from server.request import GenerationRequest, ImageInput, Message, ModelInfo, TokenEvent
 
@@ -47,6 +49,7 @@ class Engine(Protocol):
         Raises:
             ContextOverflow, InvalidImage, InvalidRequest: the request cannot be answered.
             EngineUnavailable: the engine is not ready.
+            TooManyRequests: as many requests as may wait for their first token do.
         """
         ...
 
@@ -68,6 +71,7 @@ class Engine(Protocol):
 
         Raises:
             EngineUnavailable: the engine is not ready, or stopped on the way.
+            TooManyRequests: before the first event; as many prompt tokens as may wait do.
             InternalError: the engine failed on this request alone.
         """
         ...
@@ -108,14 +112,17 @@ class EngineClient:
         tokenizer: Tokenizer,
         observer: EngineObserver,
         *,
-        num_image_threads: int,
+        num_image_workers: int,
+        image_limits: WorkerLimits,
         specials_in_text: bool,
+        waiting_line: WaitingLine | None = None,
         worker_module: str = WORKER_MODULE,
     ) -> None:
         """
         Args:
             config: what the engine process loads. `model_path` must be absolute: it runs in another folder.
             model: with the context by model and setting alone; what the KV cache can hold is known after the start.
+            waiting_line: bounds what waits for its first token; default: no bound.
             worker_module: what is run with `python -m` as the engine process.
         """
         self._config = config
@@ -123,8 +130,13 @@ class EngineClient:
         self._model = model
         self._tokenizer = tokenizer
         self._observer = observer
+        self._line = waiting_line or WaitingLine(max_requests=2**31, max_tokens=2**31)
         self._preparer = Preparer(
-            model_config, tokenizer, num_image_threads=num_image_threads, specials_in_text=specials_in_text
+            model_config,
+            tokenizer,
+            num_image_workers=num_image_workers,
+            image_limits=image_limits,
+            specials_in_text=specials_in_text,
         )
         self._supervisor = Supervisor(
             spawn=self._spawn,
@@ -184,6 +196,7 @@ class EngineClient:
     async def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """See `Engine.prepare`."""
         session = self._ready_session()
+        self._line.check()
         prepared = await self._preparer.prepare(request, self._limits(session), session.pictures)
         for work in prepared.image_work:
             self._observer.on_image(num_crops=work.num_crops, decode_s=work.decode_s, slice_s=work.slice_s)
@@ -199,7 +212,7 @@ class EngineClient:
 
     def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
         """See `Engine.stream`."""
-        return self._ready_session().stream(prepared)
+        return self._line.through(prepared.usage.prompt_tokens, self._ready_session().stream(prepared))
 
     def _ready_session(self) -> EngineSession:
         session = self._supervisor.session

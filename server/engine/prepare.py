@@ -7,7 +7,6 @@ and held against the context, and only then is a pixel decoded; of a picture tha
 import asyncio
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,17 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from model.config import ModelConfig
 from model.prompt import Prompt, Turn, build_prompt, build_raw_prompt
-from model.slicing import SlicePlan, cut, plan_slices
+from model.slicing import SlicePlan, plan_slices
 from model.tokenizer import TextError, Tokenizer
 from server.engine.arena import padded
+from server.engine.picture_workers import PictureWorkers, Pixels, WorkerLimits
 from server.engine.pictures import PictureIndex, crop_hash, file_hash
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
-from server.image import decode_image
 from server.notes import stage
 from server.request import GenerationRequest, ImageInput, RawPrompt, Usage
 
@@ -33,9 +29,6 @@ _Result = TypeVar("_Result")
 
 _COUNTED_CONTEXTS = 4
 """A prompt that is only counted may be so many times the context; half a second of encoding."""
-
-Pixels = npt.NDArray[np.uint8]
-"""Of one crop: height x width x 3, RGB, contiguous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +118,26 @@ class Preparer:
     """Does the work for one served model. Close it to end its threads."""
 
     def __init__(
-        self, config: ModelConfig, tokenizer: Tokenizer, *, num_image_threads: int, specials_in_text: bool
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        *,
+        num_image_workers: int,
+        image_limits: WorkerLimits,
+        specials_in_text: bool,
     ) -> None:
         """
         Args:
-            num_image_threads: pictures decoded and cut at the same time.
+            num_image_workers: pictures decoded and cut at the same time, each in a process.
+            image_limits: of one picture.
             specials_in_text: let control tokens typed in a message act as such.
         """
         self._config = config
         self._tokenizer = tokenizer
         self._specials_in_text = specials_in_text
-        self._image_threads = ThreadPoolExecutor(num_image_threads, thread_name_prefix="image")
+        self._workers = PictureWorkers(num_image_workers, image_limits)
+        # Each waits for one process.
+        self._image_threads = ThreadPoolExecutor(num_image_workers, thread_name_prefix="image")
         self._longest_token_bytes = max(len(tokenizer.id_to_bytes(i)) for i in range(tokenizer.vocab_size))
 
     async def prepare(self, request: GenerationRequest, limits: EngineLimits, index: PictureIndex) -> PreparedRequest:
@@ -179,11 +181,12 @@ class Preparer:
         Raises:
             InvalidImage: a picture cannot be decoded.
         """
-        results = await self._in_threads([partial(_cut, picture) for picture in pictures])
+        results = await self._in_threads([partial(_cut, self._workers, picture) for picture in pictures])
         return [pixels for crops, _ in results for pixels in crops], [work for _, work in results]
 
     def close(self) -> None:
         self._image_threads.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
     def _plan(self, request: GenerationRequest, limits: EngineLimits) -> _Plan:
         plan = self._plan_prompt(request, limits)
@@ -260,7 +263,9 @@ class Preparer:
         known = [index.find(name, picture.slices) for name, picture in zip(plan.names, plan.pictures, strict=True)]
         new = [picture for picture, hashes in zip(plan.pictures, known, strict=True) if hashes is None]
         with stage("decode_images", num_images=len(new)) if new else nullcontext():
-            cut = iter(await self._in_threads([partial(_cut_and_hash, picture, cache_salt) for picture in new]))
+            cut = iter(
+                await self._in_threads([partial(_cut_and_hash, self._workers, picture, cache_salt) for picture in new])
+            )
         spans = iter(plan.prompt.crop_spans)
         crops: list[PreparedCrop] = []
         works = []
@@ -346,17 +351,16 @@ def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
         )
 
 
-def _cut(picture: Picture) -> tuple[list[Pixels], ImageWork]:
-    began = time.perf_counter()
+def _cut(workers: PictureWorkers, picture: Picture) -> tuple[list[Pixels], ImageWork]:
     try:
-        decoded = decode_image(picture.image)
+        done = workers.cut(picture.image, picture.slices)
     except InvalidImage as err:
         raise err.at(picture.image.param) from err
-    after_decode = time.perf_counter()
-    crops = cut(decoded, picture.slices)
-    return crops, ImageWork(len(crops), after_decode - began, time.perf_counter() - after_decode)
+    return done.crops, ImageWork(len(done.crops), done.decode_s, done.slice_s)
 
 
-def _cut_and_hash(picture: Picture, cache_salt: bytes) -> tuple[list[Pixels], tuple[bytes, ...], ImageWork]:
-    crops, work = _cut(picture)
+def _cut_and_hash(
+    workers: PictureWorkers, picture: Picture, cache_salt: bytes
+) -> tuple[list[Pixels], tuple[bytes, ...], ImageWork]:
+    crops, work = _cut(workers, picture)
     return crops, tuple(crop_hash(pixels, cache_salt) for pixels in crops), work

@@ -73,18 +73,27 @@ class EngineSession:
 
     async def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
         """Run a request; see `server.engine.client.Engine.stream`."""
+        request_id = next(self._request_ids)
+        answer = Answer(prepared.request, self._tokenizer, lambda choice: self._send(Abort(request_id, choice)))
+        clock, max_time_s = asyncio.get_running_loop(), prepared.request.max_time_s
+        expiry_s = None if max_time_s is None else clock.time() + max_time_s
         try:
-            offsets = await self._supply.place([crop.pixels for crop in prepared.crops if crop.pixels is not None])
+            async with asyncio.timeout_at(expiry_s):
+                offsets = await self._supply.place([crop.pixels for crop in prepared.crops if crop.pixels is not None])
         except ArenaClosed as err:
             raise self._unavailable() from err
+        except TimeoutError:
+            answer.expire()  # the engine never heard of it
+            for event in answer.events():
+                yield event
+            return
         if self.over.is_set():
             raise self._unavailable()
-        request_id = next(self._request_ids)
         submit = self._submit(request_id, prepared, offsets)
-        answer = Answer(prepared.request, self._tokenizer, lambda choice: self._send(Abort(request_id, choice)))
         self._answers[request_id] = answer
         self._supply.offer(request_id, prepared.pictures)
         del prepared  # megabytes of pixels and files, else not needed for as long as the answer takes
+        expiry = None if expiry_s is None else clock.call_at(expiry_s, answer.expire)
         try:
             self._send(submit)
             note(engine_request=request_id)
@@ -95,7 +104,9 @@ class EngineSession:
         finally:
             del self._answers[request_id]
             self._supply.withdraw(request_id)
-            if not answer.is_finished:
+            if expiry is not None:
+                expiry.cancel()
+            if not answer.is_finished or answer.has_expired:
                 # The engine still holds ranges of the arena and reports them like any others when it lets go.
                 self._send(Abort(request_id, None))
 

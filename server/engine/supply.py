@@ -5,7 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from server.engine.arena import Arena, ArenaClosed
-from server.engine.prepare import Picture, Pixels
+from server.engine.picture_workers import Pixels
+from server.engine.prepare import Picture
 
 logger = logging.getLogger(__name__)
 

@@ -38,6 +38,7 @@ class ApiServer:
     metrics: Metrics
     http: httpx.Client = field(repr=False)
     loop: asyncio.AbstractEventLoop = field(repr=False)
+    connections: set[Any] = field(repr=False)
     cleanup: ExitStack = field(repr=False)
 
     def client(self, api_key: str = "unused") -> openai.OpenAI:
@@ -86,7 +87,7 @@ def serve(
         tracing=tracing,
     )
     listener = bind_socket("127.0.0.1", 0)
-    server = http_server(app, header_timeout_s=settings.client_timeout_s)
+    server = http_server(app, settings)
     url = url_of(listener)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -103,7 +104,7 @@ def serve(
     try:
         wait_until(lambda: server.started, 10, "the server to listen")
         with httpx.Client(base_url=url, timeout=30) as http, ExitStack() as cleanup:
-            yield ApiServer(url, engine, admission, metrics, http, loops[0], cleanup)
+            yield ApiServer(url, engine, admission, metrics, http, loops[0], server.server_state.connections, cleanup)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -13,6 +13,7 @@ from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
 from server.engine.client import EngineClient
+from server.engine.picture_workers import WorkerLimits
 from server.image import ImageLimits, inspect_image
 from server.request import GenerationRequest, ImageInput, Message, ModelInfo, TokenEvent
 from tests.support.golden import TINY_V2
@@ -21,6 +22,8 @@ from tests.support.pictures import encode
 FAKE_WORKER = "tests.support.fake_worker"
 TIMEOUT_S = 30.0
 """Of a wait that should end within milliseconds."""
+
+IMAGE_LIMITS = WorkerLimits(timeout_s=60, memory_bytes=2**30)
 
 
 @dataclass
@@ -116,7 +119,8 @@ def make_client(recorder: Recorder, **changes: Any) -> EngineClient:
         load_config(TINY_V2),
         tokenizer,
         recorder,
-        num_image_threads=1,
+        num_image_workers=1,
+        image_limits=IMAGE_LIMITS,
         specials_in_text=False,
         worker_module=FAKE_WORKER,
     )

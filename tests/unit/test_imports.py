@@ -55,8 +55,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.errors",
             "server.hub",
             "server.image",
+            "server.image_worker",
             "server.log",
             "server.notes",
+            "server.pace",
             "server.request",
             "server.sampling_defaults",
             "server.settings",
@@ -92,7 +94,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The one door to torch.
     "worker": (("server.engine.worker",), ("schedule", "runtime", "messages", "words", "model")),
     # The API process's half of the engine, and its front.
-    "prepare": (("server.engine.pictures", "server.engine.prepare"), ("messages", "words", "model")),
+    "prepare": (
+        ("server.engine.picture_workers", "server.engine.pictures", "server.engine.prepare"),
+        ("messages", "words", "model"),
+    ),
     "watch": (
         (
             "server.engine.answer",
@@ -101,6 +106,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.session",
             "server.engine.supervisor",
             "server.engine.supply",
+            "server.engine.waiting_line",
         ),
         ("prepare", "messages", "words", "model"),
     ),
@@ -113,7 +119,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The composition root.
     "serve": (
         ("server.banner", "server.life", "server.serve"),
-        ("api", "client", "watch", "metrics", "tracing", "messages", "words", "model"),
+        ("api", "client", "watch", "prepare", "metrics", "tracing", "messages", "words", "model"),
     ),
     # A program of its own that asks servers over HTTP, ours as any other: it knows nothing of the rest.
     "bench": (("server.bench",), ()),

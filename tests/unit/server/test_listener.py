@@ -8,13 +8,26 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from server.listener import MAX_HEADER_BYTES, CannotListen, bind_socket, url_of
-from tests.support.api_server import ApiServer, serve
+from server.listener import CannotListen, bind_socket, url_of
+from server.settings import Settings
+from tests.support.api_server import HELLO, ApiServer, serve
+from tests.support.fake_engine import MODEL, say, script
+from tests.support.server_process import wait_until
+
+MAX_HEADER_BYTES = Settings().max_header_bytes
 
 
 def connect(server: ApiServer) -> socket.socket:
     url = httpx.URL(server.url)
     return socket.create_connection((url.host, url.port), timeout=10)
+
+
+def receive(connection: socket.socket, end: bytes) -> bytes:
+    """What comes, up to and including the end."""
+    received = b""
+    while not received.endswith(end):
+        received += connection.recv(1000)
+    return received
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +81,7 @@ def test_headers_that_do_not_come_close_the_connection(impatient: ApiServer, sen
 def test_second_request_on_a_connection_has_its_own_deadline(impatient: ApiServer) -> None:
     with connect(impatient) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert receive(connection, b"}").startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"GET /health/live HT")
         assert connection.recv(100) == b""
 
@@ -106,3 +119,43 @@ def test_what_is_no_http_gets_an_error_object(server_alone: ApiServer) -> None:
 def server_alone() -> Iterator[ApiServer]:
     with serve() as running:
         yield running
+
+
+def test_connections_are_counted() -> None:
+    with serve(max_connections=2) as server:
+        with connect(server), connect(server), connect(server) as third:
+            head, _, body = receive(third, b"}}").partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: " in head
+            assert "2 connections" in json.loads(body)["error"]["message"]
+            assert third.recv(10) == b""
+        wait_until(lambda: server.http.get("/health").status_code == 200, 10, "a place")
+
+
+def test_headers_have_a_limit_of_their_own() -> None:
+    with serve(max_header_bytes=2000) as server:
+        assert server.http.get("/health", headers={"x-long": "x" * 1000}).status_code == 200
+        assert server.http.get("/health", headers={"x-long": "x" * 4000}).status_code == 400
+
+
+def test_a_body_that_nobody_reads_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.listener._BODY_GRACE_S", 0)
+    with serve(client_timeout_s=0.3) as server, connect(server) as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        assert receive(connection, b"}}").startswith(b"HTTP/1.1 404 ")
+        assert connection.recv(100) == b""
+
+
+def test_a_whole_answer_that_is_not_read_does_not_stay_for_ever() -> None:
+    """The answer is larger than what the sockets hold: closing alone would wait for the client."""
+    with serve(client_timeout_s=0.3) as server:
+        server.engine.answer = script(*say("x" * 2**25))
+        with connect(server) as connection:
+            body = json.dumps({"model": MODEL.model_id, "messages": HELLO}).encode()
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                + b"Content-Length: %d\r\n\r\n" % len(body)
+                + body
+            )
+            wait_until(lambda: server.metric("requests_finished_total", outcome="completed") == 1, 10, "the answer")
+            wait_until(lambda: not server.connections, 20, "the connection to be given up")

@@ -273,3 +273,10 @@ def test_unknown_model(server: ApiServer) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         server.client().chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "x"}])
     assert caught.value.code == "model_not_found"
+
+
+def test_a_time_limit_reaches_the_engine(server: ApiServer) -> None:
+    assert server.chat(max_time=2.5).status_code == 200
+    assert server.engine.requests[0].max_time_s == 2.5
+    for wrong in (0, -1, 10**6, "1"):
+        assert server.chat(max_time=wrong).json()["error"]["param"] == "max_time"

@@ -211,6 +211,17 @@ def test_salts_of_requests_and_keys(file: Path, isolate: bool) -> None:
         assert len(set(salts)) == (6 if isolate else 3)
 
 
+@pytest.mark.parametrize(
+    ("route", "body"), [("/v1/completions", {"prompt": "x"}), ("/v1/responses", {"input": "x"})], ids=["old", "new"]
+)
+def test_other_routes_are_held_to_the_same(file: Path, route: str, body: dict[str, Any]) -> None:
+    with serve(api_key_file=file, isolate_keys=True, key_requests_per_minute=1) as server:
+        answers = [server.http.post(route, json={"model": MODEL.model_id} | body, headers=ALICE) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 429]
+        assert [request.cache_salt for request in server.engine.requests] == [b"5:alice"]
+        wait_until(lambda: server.metric("key_tokens_total", key="alice") > 0, 10, "the end to be counted")
+
+
 def test_a_salt_without_any_key(server: ApiServer) -> None:
     assert server.chat(cache_salt="mine").status_code == 200
     assert server.engine.requests[0].cache_salt == b"mine"

@@ -196,3 +196,19 @@ def test_waiting_ends_with_each_piece_of_news():
             await waiting
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_an_answer_whose_time_is_over_ends_with_what_there_is():
+    answer, _ = make_answer(num_choices=3, stop=("stop",))
+    put_each(answer, "hello st", choice=0)
+    put(answer, [EOS], "stop", choice=2)
+    answer.expire()
+    first, second, third = answer.events()
+    assert (first.text, first.finish_reason, first.cached_tokens) == ("hello st", "length", 32)
+    assert first.timings.decode_s == 4
+    assert (second.text, second.finish_reason, second.num_tokens, second.timings) == ("", "length", 0, None)
+    assert third.finish_reason == "stop"
+    assert answer.is_finished
+    put_each(answer, "more")
+    answer.expire()
+    assert list(answer.events()) == []

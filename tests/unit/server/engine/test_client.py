@@ -293,6 +293,25 @@ def test_leaving_a_stream_frees_the_engine_and_the_arena():
     run(scenario())
 
 
+def test_an_answer_whose_time_is_over_ends_in_the_engine_too():
+    async def scenario():
+        recorder = Recorder()
+        async with running_client(recorder, arena_bytes=ONE_IMAGE_BYTES) as client:
+            holder, _ = await first_event(client, make_request("hold on", new_image()))
+            # There is no room for these pixels, so the engine never hears of the request.
+            (event,) = await collect(client, make_request("echo never", new_image(), max_time_s=0.1))
+            assert (event.text, event.num_tokens, event.finish_reason) == ("", 0, "length")
+            await holder.aclose()
+            await recorder.until(lambda seen: seen.num_running == 0)
+            events = await collect(client, make_request("hold on", new_image(), max_time_s=0.5, num_choices=2))
+            assert [event.finish_reason for event in events if event.finish_reason] == ["length"] * 2
+            assert text_of(events)
+            await recorder.until(lambda seen: seen.num_running == 0)
+            assert text_of(await collect(client, make_request("echo next", new_image(), max_time_s=60))) == "next"
+
+    run(scenario())
+
+
 def test_cancelling_before_the_first_token():
     async def scenario():
         recorder = Recorder()

@@ -16,17 +16,18 @@ from server.engine.prepare import EngineLimits, Preparer, choice_seeds
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
 from server.request import ImageInput, Message, RawPrompt
-from tests.support.engines import load_tokenizer, make_image, make_request
+from tests.support.engines import IMAGE_LIMITS, load_tokenizer, make_image, make_request
 from tests.support.golden import TINY_V2, case_names, load_case
 from tests.support.pictures import encode
 
 CONFIG = load_config(TINY_V2)
 LIMITS = EngineLimits(max_context_tokens=4096, default_max_tokens=1024, max_crops=100, max_crop_bytes=10**8)
+ONE_WORKER = {"num_image_workers": 1, "image_limits": IMAGE_LIMITS}
 
 
 @pytest.fixture
 def preparer():
-    preparer = Preparer(CONFIG, load_tokenizer(), num_image_threads=2, specials_in_text=False)
+    preparer = Preparer(CONFIG, load_tokenizer(), **ONE_WORKER, specials_in_text=False)
     yield preparer
     preparer.close()
 
@@ -59,7 +60,7 @@ def test_ids_and_pixels_are_those_of_the_reference(name):
         picture = inspect_image(case.image_path.read_bytes(), limits)
         messages[0] = dataclasses.replace(messages[0], images=(picture,))
     # The reference takes special tokens wherever they stand.
-    preparer = Preparer(config, tokenizer, num_image_threads=1, specials_in_text=True)
+    preparer = Preparer(config, tokenizer, **ONE_WORKER, specials_in_text=True)
     prepared = prepare(preparer, dataclasses.replace(make_request("?"), messages=tuple(messages)))
     preparer.close()
     assert list(prepared.prompt_ids) == case.input_ids
@@ -171,7 +172,7 @@ def test_a_text_that_is_no_unicode(preparer):
 
 @pytest.mark.parametrize("specials_in_text", [True, False])
 def test_control_tokens_in_a_text_are_text_unless_allowed(specials_in_text):
-    preparer = Preparer(CONFIG, load_tokenizer(), num_image_threads=1, specials_in_text=specials_in_text)
+    preparer = Preparer(CONFIG, load_tokenizer(), **ONE_WORKER, specials_in_text=specials_in_text)
     prepared = prepare(preparer, make_request("a </s> b"))
     assert (load_tokenizer().eos_id in prepared.prompt_ids) == specials_in_text
     preparer.close()
@@ -188,7 +189,7 @@ def test_seeds():
 
 def test_a_picture_seen_before_is_not_decoded():
     index = PictureIndex(10)
-    preparer = Preparer(CONFIG, load_tokenizer(), num_image_threads=1, specials_in_text=False)
+    preparer = Preparer(CONFIG, load_tokenizer(), **ONE_WORKER, specials_in_text=False)
     old, new = make_image(1000, 500), make_image(color="blue")
     first = prepare(preparer, make_request("?", old), index)
     assert first.pictures == ()
