@@ -16,7 +16,6 @@ import pytest
 from model.tokenizer import TokenizerError
 from server import serve
 from server.api.auth import KeyRing
-from server.engine.client import EngineClient
 from server.life import ServerLife
 from server.listener import bind_socket
 from server.metrics import Metrics
@@ -31,7 +30,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(autouse=True)
 def small_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "EngineClient", partial(EngineClient, worker_module=FAKE_WORKER))
+    monkeypatch.setattr(serve, "build_engine", partial(serve.build_engine, worker_module=FAKE_WORKER))
     monkeypatch.setattr(serve, "configure_logging", lambda *_: None)
 
 
