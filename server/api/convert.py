@@ -36,12 +36,7 @@ def read_pictures(
         InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
-    if wire.model != model.model_id:
-        raise NotFound(
-            f"there is no model {wire.model[:200]!r}; this server has {model.model_id!r}",
-            param="model",
-            code="model_not_found",
-        )
+    check_model(wire.model, model)
     _check_token_ids(wire, model.vocab_size)
     _check_pictures(wire.messages, settings.max_images)
     urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
@@ -49,6 +44,16 @@ def read_pictures(
     limits = image_limits(settings)
     local = {param: read_image(url, limits, param=param) for param, url in urls.items() if param not in remote}
     return local, remote
+
+
+def check_model(named: str | None, model: ModelInfo) -> None:
+    """Raises NotFound where a request names another model than the one that is served."""
+    if named is not None and named != model.model_id:
+        raise NotFound(
+            f"there is no model {named[:200]!r}; this server has {model.model_id!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def to_generation_request(
@@ -72,6 +77,7 @@ def to_generation_request(
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
         cache_salt=cache_salt(wire.cache_salt),
+        opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
 
@@ -115,7 +121,7 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
     """Settles what needs no decoding before the first picture is decoded."""
     num_images = 0
     for number, message in enumerate(messages):
-        for place, part in enumerate(message.content):
+        for place, part in enumerate(message.content or ()):
             if not isinstance(part, ImagePart):
                 continue
             if not isinstance(message, UserMessage):
@@ -131,14 +137,17 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 
 
 def _text(message: _WireMessage) -> str:
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    parts = [part for part in message.content or () if not isinstance(part, ImagePart)]
+    text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
+    refusal = message.refusal if isinstance(message, AssistantMessage) else None
+    return "\n".join(filter(None, (text, refusal)))
 
 
 def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
     """Of the message's pictures, each with the path of its field."""
     return [
         (f"messages[{number}].content[{place}].image_url.url", part.image_url.url)
-        for place, part in enumerate(message.content)
+        for place, part in enumerate(message.content or ())
         if isinstance(part, ImagePart)
     ]
 

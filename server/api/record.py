@@ -8,7 +8,7 @@ from contextlib import aclosing
 from server.api.caller import caller_var
 from server.metrics import Metrics
 from server.notes import Content, note, note_stage, notes_var
-from server.request import Message, Timings, TokenEvent, Usage
+from server.request import GenerationRequest, Timings, TokenEvent, Usage
 
 
 class RequestRecord:
@@ -121,10 +121,14 @@ def _note_stages(choice: int, timings: Timings) -> None:
     note_stage("decode", first_token_s, first_token_s + timings.decode_s, choice=choice)
 
 
-def keep_content(messages: Sequence[Message], num_choices: int) -> Content:
-    """For `RequestRecord`. Pictures are told of by their sizes alone."""
+def keep_content(requests: Sequence[GenerationRequest]) -> Content:
+    """For `RequestRecord`. Pictures are told of by their sizes alone, and prompts of ids by their length."""
     told = []
-    for message in messages:
-        pictures = [f"[picture {image.width}x{image.height}]" for image in message.images]
-        told.append({"role": message.role, "content": "\n".join([*pictures, message.text])})
-    return Content(told, [""] * num_choices)
+    for request in requests:
+        if request.raw_prompt is not None:
+            raw = request.raw_prompt.content
+            told.append({"role": "user", "content": raw if isinstance(raw, str) else f"[{len(raw)} token ids]"})
+        for message in request.messages:
+            pictures = [f"[picture {image.width}x{image.height}]" for image in message.images]
+            told.append({"role": message.role, "content": "\n".join([*pictures, message.text])})
+    return Content(told, [""] * sum(request.num_choices for request in requests))

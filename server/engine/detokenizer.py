@@ -62,6 +62,7 @@ class Detokenizer:
         include_stop: bool = False,
         min_tokens: int = 0,
         skip_special_tokens: bool | None = None,
+        strips: bool = True,
     ) -> None:
         """
         Args:
@@ -69,11 +70,15 @@ class Detokenizer:
             include_stop: the answer ends with the string instead of before it.
             min_tokens: ids whose text no stop string ends.
             skip_special_tokens: as in `Tokenizer.decode`.
+            strips: drop white space at both ends, as the reference does with an answer. What goes on with a text keeps
+                it.
         """
         self._tokenizer = tokenizer
+        self._strips = strips
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._skip_special_tokens = skip_special_tokens
+        self._strips = strips
         # Invalid bytes come out as one surrogate each, which become one U+FFFD each, as in sentencepiece; Python's own
         # "replace" would make one U+FFFD of several.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -155,7 +160,7 @@ class Detokenizer:
         self._add_text(_ESCAPED_BYTE.sub("\ufffd", text))
 
     def _add_text(self, text: str) -> None:
-        if self._scanner.position == 0:
+        if self._strips and self._scanner.position == 0:
             text = text.lstrip()
         if not text:
             return
@@ -199,6 +204,8 @@ class Detokenizer:
         self._taken += len(text)
         num_ids = len(self._begins) if end is None else bisect_left(self._begins, end)
         self._num_ids_counted, num_new_ids = num_ids, num_ids - self._num_ids_counted
+        if not self._strips:
+            return TextDelta(text, num_new_ids, self._stopped)
         if body := text if self._stopped and self._include_stop else text.rstrip():
             self._spaces, before = [text[len(body) :]], self._spaces
             body = "".join(before) + body

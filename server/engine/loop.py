@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from model.step import Runner, SamplingParams, StepBatch
+from server.engine.beam_search import BeamParams
 from server.engine.blocks import BlockPool
 from server.engine.channel import Pixels, SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
 from server.engine.drafter import Drafter
@@ -113,7 +114,10 @@ class EngineLoop:
         sampling = SamplingParams(**msgspec.structs.asdict(request.sampling), end_ids=_end_ids(request))
         stop_token_ids = frozenset(request.stop_token_ids)
         arrived = self._clock()
-        for choice, seed in enumerate(request.seeds):
+        beams = None
+        if request.beams is not None:
+            beams = BeamParams(num_results=len(request.seeds), **msgspec.structs.asdict(request.beams))
+        for choice, seed in enumerate(request.seeds if beams is None else request.seeds[:1]):
             self._scheduler.add(
                 Sequence(
                     request_id=request.request_id,
@@ -126,6 +130,7 @@ class EngineLoop:
                     eos_id=request.eos_id,
                     arrived=arrived,
                     cache_salt=request.cache_salt,
+                    beams=beams,
                     stop_token_ids=stop_token_ids,
                 )
             )
@@ -146,7 +151,7 @@ class EngineLoop:
         now = self._clock()
         news = self._scheduler.update(batch, output, now)
         self._stats.record(batch, output, news)
-        return [_tokens(new, now) for new in news]
+        return [_tokens(new, now) for new in news if new.sampled or new.finish_reason is not None]
 
     def _report(self, tokens: list[Tokens]) -> None:
         """Publishes what is new; the engine's state with it when that is due, and always before a pause."""
@@ -171,7 +176,7 @@ def _tokens(new: NewTokens, now: float) -> Tokens:
     sequence = new.sequence
     return Tokens(
         request_id=sequence.request_id,
-        choice=sequence.choice,
+        choice=sequence.choice if new.rank is None else new.rank,
         tokens=[SampledToken(one.token_id, one.logprob, list(one.top)) for one in new.sampled],
         finish_reason=new.finish_reason,
         stamps=_stamps(sequence, now),

@@ -5,6 +5,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from model.step import SamplingParams
+from server.engine.beam_search import BeamParams
 from server.engine.channel import Crop
 
 FinishReason = Literal["stop", "length", "failed"]
@@ -46,6 +47,8 @@ class Sequence:
     """Seconds of the engine's clock, like the two stamps below."""
     cache_salt: bytes = b""
     """Only sequences with the same salt share KV blocks."""
+    beams: BeamParams | None = None
+    """Of a sequence that searches instead of drawing, and of its beams (server.engine.beam_planner)."""
     stop_token_ids: frozenset[int] = frozenset()
     """Ids that end the answer like the end id."""
     scheduled: float | None = None

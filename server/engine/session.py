@@ -4,6 +4,7 @@ When the process ends, for whatever reason, all of this ends with it; the superv
 """
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import math
@@ -15,6 +16,7 @@ from server.engine.answer import Answer
 from server.engine.arena import ArenaClosed
 from server.engine.channel import (
     Abort,
+    Beams,
     Crop,
     FromEngine,
     Pixels,
@@ -130,6 +132,7 @@ class EngineSession:
             max_tokens=prepared.max_tokens,
             eos_id=None if request.ignore_eos else self._tokenizer.eos_id,
             cache_salt=request.cache_salt,
+            beams=None if request.beams is None else Beams(**dataclasses.asdict(request.beams)),
             stop_token_ids=list(request.stop_token_ids),
         )
 
