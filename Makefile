@@ -7,6 +7,7 @@
 #   VARIANT      of the image: cpu or cuda
 #   TORCH_CPU    for `lock`: a page with links to torch's wheels without CUDA, or a folder of them
 #   RUNBOOKS     for `monitoring`: the address of a copy of this repository's pages, which alerts link to
+#   ENVOY        the balancer of `make balancer`
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -14,6 +15,7 @@ ARGS ?=
 RUNBOOKS ?=
 VARIANT ?= cpu
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
+ENVOY ?= envoy
 
 VENV_PYTHON := .venv/bin/python
 # The versions of constraints.txt, with the hash of every file, for the Python of the image.
@@ -23,7 +25,7 @@ IMAGE_LOCK := pyproject.toml --constraint constraints.txt --python-version 3.11 
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock \
+.PHONY: help setup setup-dev serve test check lint types unit bench-smoke balancer format docs lock \
 	monitoring check-rules check-image check-manifests image tools
 
 help: ## Show the commands
@@ -50,6 +52,9 @@ unit: setup-dev ## Run the quick tests: no server, no weights
 
 bench-smoke: setup ## Start the demo, put it under load for half a minute, stop it
 	.venv/bin/python -m benchmarks.smoke
+
+balancer: setup-dev ## Two replicas behind Envoy, with a report: make balancer ENVOY=/path/to/envoy
+	ENVOY="$(ENVOY)" BALANCER_REPORT="benchmarks/results/$$(date +%F)-balancer" $(VENV_PYTHON) -m pytest -v -rs tests/e2e/test_balancer.py $(ARGS)
 
 format: setup-dev ## Put the code into its format
 	$(VENV_PYTHON) -m ruff format .

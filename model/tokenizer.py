@@ -39,13 +39,18 @@ class TextError(ValueError):
 
 
 class Tokenizer:
-    """The text side of one checkpoint. Immutable once built, so threads may share it."""
+    """The text side of one checkpoint. It never answers differently, so threads may share it."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, specials: Mapping[int, str]) -> None:
         """Use `from_folder`. `specials` maps ids to names and holds at least the names that the prompt needs."""
         self._processor = processor
         self._specials = dict(specials)
         self._special_ids = {name: special_id for special_id, name in specials.items()}
+        # Asking sentencepiece costs microseconds, and streams ask for each token.
+        byte_ids = (processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        self._byte_ids = frozenset(byte_id for byte_id in byte_ids if processor.is_byte(byte_id))
+        self._texts: dict[int, str] = {}
+        """What `id_to_text` has answered."""
         self._special_names = re.compile("|".join(map(re.escape, self._special_ids)))
         controls = self._find_control_names()
         self._control_names = re.compile("|".join(map(re.escape, controls)))
@@ -157,7 +162,7 @@ class Tokenizer:
 
     def is_byte(self, token_id: int) -> bool:
         """Whether the id stands for one byte of a character that has no id of its own."""
-        return bool(self._processor.is_byte(token_id))
+        return token_id in self._byte_ids
 
     def id_to_bytes(self, token_id: int) -> bytes:
         """The bytes that the id stands for: one for a byte piece, the name for a special token."""
@@ -170,7 +175,10 @@ class Tokenizer:
 
     def id_to_text(self, token_id: int) -> str:
         """The text of the id alone; U+FFFD for a byte that is no character by itself."""
-        return self.id_to_bytes(token_id).decode(errors="replace")
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self.id_to_bytes(token_id).decode(errors="replace")
+        return text
 
     def _find_control_names(self) -> list[str]:
         """What must not reach sentencepiece in one piece: names that it turns into control ids by itself."""

@@ -96,6 +96,8 @@ class Detokenizer:
         """Index of the first id after the last special token."""
         self._num_ids_counted = 0
         self._any_kept = False
+        self._in_bytes = False
+        """The last id that was not dropped was a byte: a character may be incomplete."""
         self._eos_waits = False
         self._stopped = False
 
@@ -127,7 +129,7 @@ class Detokenizer:
             self._eos_waits = False
             self._add_special(tokenizer.eos_id)
         is_byte = tokenizer.is_byte(token_id)
-        if not is_byte and not is_dropped:
+        if self._in_bytes and not is_byte and not is_dropped:
             self._add_bytes(b"", run_ends=True)
         self._begins.append(self._scanner.position)
         if is_dropped:
@@ -153,6 +155,7 @@ class Detokenizer:
 
     def _add_bytes(self, data: bytes, *, run_ends: bool) -> None:
         """The characters that the bytes complete. When the run of byte ids ends, what is left is no character."""
+        self._in_bytes = not run_ends
         text = self._utf8.decode(data, run_ends)
         self._add_text(_ESCAPED_BYTE.sub("\ufffd", text))
 
@@ -222,6 +225,7 @@ class _StopScanner:
         assert all(stops), "an empty stop string would be everywhere"
         self._stops = stops
         self._borders = [_borders(stop) for stop in stops]
+        self._first_chars = re.compile("|".join(re.escape(stop[0]) for stop in stops))
         self._matched = [0] * len(stops)
         self.position = 0
         """Characters read."""
@@ -249,8 +253,18 @@ class _StopScanner:
         if not self._stops:
             self.position += len(text)
             return
-        for char in text:
-            self._push_char(char, counts=ends_after is not None and self.position >= ends_after)
+        at = 0
+        while at < len(text):
+            if not any(self._matched):
+                # Most text begins no stop string: go on where one may begin.
+                begin = self._first_chars.search(text, at)
+                skipped = (len(text) if begin is None else begin.start()) - at
+                self.position += skipped
+                at += skipped
+                if begin is None:
+                    return
+            self._push_char(text[at], counts=ends_after is not None and self.position >= ends_after)
+            at += 1
 
     def _push_char(self, char: str, *, counts: bool) -> None:
         self.position += 1

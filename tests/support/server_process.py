@@ -41,7 +41,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=inherited, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
         )
-        self.url = self._wait_for(r"http://[\d.]+:\d+")
+        self.url = self._wait_for(r"listens on (http://[\d.]+:\d+)")
         if wait:
             self.wait_ready()
 
@@ -124,7 +124,7 @@ class ServerProcess:
         wait_until(look, READY_TIMEOUT_S, f"{pattern} in the output")
         if found is None:
             raise AssertionError(f"the server exited with {self.process.returncode}:\n{self.output()}")
-        return found[0]
+        return found[1]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

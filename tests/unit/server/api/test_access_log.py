@@ -72,3 +72,15 @@ def test_content_when_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     line = the_line(caplog)
     assert line["messages"] == [{"role": "user", "content": "[picture 30x20]\na private question"}]
     assert line["answers"] == ["Hello."]
+
+
+def test_other_endpoints_too(caplog: pytest.LogCaptureFixture) -> None:
+    with serve(log_content=True) as server:
+        server.http.post("/v1/completions", json={"model": MODEL.model_id, "prompt": "Once upon", "n": 2})
+        server.http.post("/v1/responses", json={"model": MODEL.model_id, "input": "Hello?"})
+    completion, response = lines(caplog)
+    assert (completion["route"], completion["model"]) == ("/v1/completions", MODEL.model_id)
+    assert completion["messages"] == [{"role": "user", "content": "Once upon"}]
+    assert len(completion["answers"]) == 2
+    assert (response["route"], response["answers"]) == ("/v1/responses", ["Hello."])
+    assert response["messages"][-1]["content"] == "Hello?"
