@@ -26,7 +26,8 @@ BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev serve test check lint types unit bench-smoke balancer format docs lock \
-	monitoring check-rules check-image check-manifests image tools
+	monitoring check-rules check-image check-manifests image tools \
+	sbom release-check
 
 help: ## Show the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -82,6 +83,14 @@ image: ## Build the image: make image VARIANT=cuda
 	docker build --tag minicpmv:$(VARIANT) --build-arg VARIANT=$(VARIANT) \
 	    --build-arg VERSION="$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' server/version.py)" \
 	    --build-arg REVISION="$$(git rev-parse HEAD)" $(ARGS) .
+
+sbom: setup-dev ## Write the bills of materials of both images to dist/, and check licences
+	$(VENV_PYTHON) -m scripts.sbom cpu dist/minicpmv-cpu.cdx.json
+	$(VENV_PYTHON) -m scripts.sbom cuda dist/minicpmv-cuda.cdx.json
+
+release-check: sbom ## Check what must be true of a release, besides `make test`
+	$(VENV_PYTHON) -m pytest -q tests/unit/test_house.py tests/unit/test_api_reference.py tests/unit/test_release.py tests/deploy
+	$(VENV_PYTHON) -m scripts.release_check
 
 tools: ## Install the checkers of deploy/tools.txt into .tools
 	$(PYTHON) -m venv .tools
