@@ -7,7 +7,7 @@ from model.step import SamplingParams
 from server.demonstration import Demonstration
 
 Role = Literal["user", "assistant"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,17 @@ class RawPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class RepetitionLimit:
+    """An answer ends when it has said the same pattern of ids so many times in a row."""
+
+    max_pattern_size: int
+    min_pattern_size: int
+    """Ids of a pattern."""
+    min_count: int
+    """Of the pattern, at least 2."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything the engine needs to answer, already validated, in no particular client's dialect."""
 
@@ -69,6 +80,8 @@ class GenerationRequest:
     num_choices: int = 1
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    repetition: RepetitionLimit | None = None
+    """None: an answer may repeat itself."""
     max_time_s: float | None = None
     """From when the request is prepared; then each choice ends with what there is, as if it had its `max_tokens`."""
     stop_token_ids: tuple[int, ...] = ()

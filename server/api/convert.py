@@ -14,12 +14,13 @@ from server.api.protocol import (
     ChatCompletionRequest,
     FilePart,
     ImagePart,
+    RepetitionDetection,
     SystemMessage,
     TextPart,
     UserMessage,
 )
 from server.errors import InvalidRequest, NotFound
-from server.request import GenerationRequest, ImageInput, Message, ModelInfo
+from server.request import GenerationRequest, ImageInput, Message, ModelInfo, RepetitionLimit
 from server.settings import Settings
 
 _WireMessage = SystemMessage | UserMessage | AssistantMessage
@@ -81,6 +82,7 @@ def to_generation_request(
         stop=tuple(wire.stop or ()),
         ignore_eos=bool(wire.ignore_eos),
         max_time_s=wire.max_time,
+        repetition=_repetition(wire.repetition_detection),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
@@ -123,6 +125,12 @@ def _check_token_ids(wire: ChatCompletionRequest, vocab_size: int) -> None:
             raise InvalidRequest(
                 f"{param}: {token_id} is not an id of the vocabulary, which ends at {vocab_size - 1}", param=param
             )
+
+
+def _repetition(asked: RepetitionDetection | None) -> RepetitionLimit | None:
+    if asked is None:
+        return None
+    return RepetitionLimit(asked.max_pattern_size, asked.min_pattern_size, asked.min_count)
 
 
 def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:

@@ -284,6 +284,20 @@ def _read_logit_bias(value: Any) -> dict[int, float] | None:
     return biases
 
 
+class RepetitionDetection(WireModel):
+    """Ends an answer that has said a pattern of tokens so many times in a row. Named as vLLM has it."""
+
+    max_pattern_size: Annotated[int, Field(ge=1, le=256)]
+    min_pattern_size: Annotated[int, Field(ge=1, le=256)] = 1
+    min_count: Annotated[int, Field(ge=2, le=4096)]
+
+    @model_validator(mode="after")
+    def _sizes_are_in_order(self) -> Self:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise PydanticCustomError(INVALID_VALUE, "is more than max_pattern_size", {"param": "min_pattern_size"})
+        return self
+
+
 class ChatCompletionRequest(WireModel):
     messages: Annotated[list[WireMessage], Field(min_length=1), FailFast(), _length_limit("max_messages")]
     model: str
@@ -346,6 +360,7 @@ class ChatCompletionRequest(WireModel):
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
     min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
+    repetition_detection: RepetitionDetection | None = None
     return_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
     """Left out, the text has the names that the vendor's own code leaves in it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from model.tokenizer import Tokenizer
 from server.engine.channel import SampledToken, Stamps, Tokens
 from server.engine.detokenizer import Detokenizer
+from server.engine.repetition import LoopWatch
 from server.errors import ApiError, InternalError
 from server.request import FinishReason, GenerationRequest, Timings, TokenEvent, TokenLogprob
 
@@ -92,10 +93,12 @@ class Choice:
         self._held: deque[SampledToken] = deque()
         """Their text is not certain yet; one that turns out to belong to a stop string is never shown."""
         self._last: Tokens | None = None
+        self._watch = None if request.repetition is None else LoopWatch(request.repetition)
+        self._num_watched = 0
         self._num_tokens = 0
         self.is_finished = False
         self.needs_abort = False
-        """A stop string ended the choice before the engine did."""
+        """A stop string, or a loop, ended the choice before the engine did."""
 
     def put(self, tokens: Tokens) -> None:
         if not self.is_finished:  # the engine had not yet seen that a stop string ended it
@@ -116,20 +119,21 @@ class Choice:
         updates, self._updates = self._updates, []
         last = updates[-1]
         tokens = [token for update in updates for token in update.tokens]
+        tokens, looped = self._until_loop(tokens)
         self._held += tokens
         ids = [token.token_id for token in tokens]
         # An id that ended the answer is reported, though it is no part of the text.
-        unseen = 1 if last.finish_reason == "stop" and ids and self._is_stop_id(ids[-1]) else 0
+        unseen = 1 if last.finish_reason == "stop" and not looped and ids and self._is_stop_id(ids[-1]) else 0
         deltas = [self._detokenizer.feed(ids[: len(ids) - unseen])]
-        if last.finish_reason is not None and not deltas[0].stopped:
+        if (looped or last.finish_reason is not None) and not deltas[0].stopped:
             deltas.append(self._detokenizer.finish())
         stopped = deltas[-1].stopped
         num_shown = sum(delta.num_ids for delta in deltas) + (0 if stopped else unseen)
         shown = [self._held.popleft() for _ in range(num_shown)]
         self._num_tokens += len(shown)
-        reason = _finish_reason(last, stopped=stopped)
+        reason = _finish_reason(last, stopped=stopped, looped=looped)
         self.is_finished = reason is not None
-        self.needs_abort = stopped and last.finish_reason is None
+        self.needs_abort = (stopped or looped) and last.finish_reason is None
         text = "".join(delta.text for delta in deltas)
         if not (text or shown or reason):
             return None
@@ -143,6 +147,15 @@ class Choice:
             cached_tokens=last.cached_tokens,
             timings=None if reason is None or last.stamps is None else _timings(last.stamps),
         )
+
+    def _until_loop(self, tokens: list[SampledToken]) -> tuple[list[SampledToken], bool]:
+        """The tokens up to the one with which the answer has repeated itself too often; and whether there is one."""
+        if self._watch is not None:
+            for number, token in enumerate(tokens, 1):
+                self._num_watched += 1
+                if self._watch.is_loop(token.token_id) and self._num_watched >= self._request.sampling.min_tokens:
+                    return tokens[:number], True
+        return tokens, False
 
     def _is_stop_id(self, token_id: int) -> bool:
         """Whether the id that ended the answer is kept from its text altogether."""
@@ -167,9 +180,11 @@ class Choice:
         )
 
 
-def _finish_reason(last: Tokens, *, stopped: bool) -> FinishReason | None:
+def _finish_reason(last: Tokens, *, stopped: bool, looped: bool) -> FinishReason | None:
     if stopped:
         return "stop"
+    if looped:
+        return "repetition"
     assert last.finish_reason != "failed"
     return last.finish_reason
 

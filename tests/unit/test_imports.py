@@ -103,6 +103,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.answer",
             "server.engine.detokenizer",
             "server.engine.process",
+            "server.engine.repetition",
             "server.engine.session",
             "server.engine.supervisor",
             "server.engine.supply",

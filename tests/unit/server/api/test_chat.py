@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from server.api.protocol import ChatCompletionRequest
-from server.request import TokenEvent, TokenLogprob
+from server.request import RepetitionLimit, TokenEvent, TokenLogprob
 from server.version import VERSION
 from tests.support.api_server import HELLO, ApiServer
 from tests.support.fake_engine import MODEL, Gate, say, script
@@ -280,3 +280,12 @@ def test_a_time_limit_reaches_the_engine(server: ApiServer) -> None:
     assert server.engine.requests[0].max_time_s == 2.5
     for wrong in (0, -1, 10**6, "1"):
         assert server.chat(max_time=wrong).json()["error"]["param"] == "max_time"
+
+
+def test_a_guard_against_loops_reaches_the_engine_and_its_reason_the_client(server: ApiServer) -> None:
+    server.engine.answer = script(*say("la", "la", finish_reason="repetition"))
+    guard = {"max_pattern_size": 20, "min_count": 5}
+    assert server.chat(repetition_detection=guard).json()["choices"][0]["finish_reason"] == "repetition"
+    assert server.engine.requests[0].repetition == RepetitionLimit(20, 1, 5)
+    wrong = server.chat(repetition_detection=guard | {"min_pattern_size": 21}).json()["error"]
+    assert wrong["param"] == "repetition_detection.min_pattern_size"

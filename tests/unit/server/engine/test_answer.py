@@ -7,6 +7,7 @@ from model.step import SamplingParams
 from server.engine.answer import Answer
 from server.engine.channel import SampledToken, Stamps, Tokens
 from server.errors import EngineUnavailable, InternalError
+from server.request import RepetitionLimit
 from tests.support.engines import load_tokenizer, make_request
 
 TOKENIZER = load_tokenizer()
@@ -212,3 +213,32 @@ def test_an_answer_whose_time_is_over_ends_with_what_there_is():
     put_each(answer, "more")
     answer.expire()
     assert list(answer.events()) == []
+
+
+def test_an_answer_that_goes_round_in_circles_ends():
+    answer, aborted = make_answer(repetition=RepetitionLimit(8, 1, 3), num_choices=2)
+    ids = TOKENIZER.encode("one two")
+    put(answer, ids * 2)
+    (event,) = answer.events()
+    assert event.finish_reason is None
+    put(answer, ids + ids)  # the second comes too late
+    put(answer, ids, choice=1)
+    first, other = answer.events()
+    assert (first.token_ids, first.finish_reason, first.num_tokens) == (tuple(ids), "repetition", 3 * len(ids))
+    assert (other.finish_reason, aborted) == (None, [0])
+
+
+def test_a_loop_that_ends_by_itself_needs_no_abort():
+    answer, aborted = make_answer(repetition=RepetitionLimit(2, 1, 4))
+    (token_id,) = TOKENIZER.encode("a")[-1:]
+    put(answer, [token_id] * 4, "length")
+    (event,) = answer.events()
+    assert (event.finish_reason, len(event.token_ids), aborted) == ("repetition", 4, [])
+
+
+def test_before_min_tokens_an_answer_may_repeat_itself():
+    answer, _ = make_answer(repetition=RepetitionLimit(1, 1, 2), sampling=SamplingParams(min_tokens=5))
+    (token_id,) = TOKENIZER.encode("a")[-1:]
+    put(answer, [token_id] * 9)
+    (event,) = answer.events()
+    assert (event.finish_reason, len(event.token_ids)) == ("repetition", 5)
