@@ -94,6 +94,15 @@ def usage_object(usage: Usage, completion_tokens: Sequence[int], cached_tokens: 
             "num_images": usage.num_images,
             "num_crops": usage.num_crops,
             "image_pixels": usage.image_pixels,
+            "images": [
+                {
+                    "image_tokens": image.image_tokens,
+                    "num_crops": image.num_crops,
+                    "num_slices": image.num_crops - 1,
+                    "pixels": image.pixels,
+                }
+                for image in usage.images
+            ],
         },
     }
 

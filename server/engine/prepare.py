@@ -25,7 +25,7 @@ from server.engine.arena import padded
 from server.engine.pictures import PictureIndex, crop_hash, file_hash
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import decode_image
-from server.request import GenerationRequest, ImageInput, Usage
+from server.request import GenerationRequest, ImageInput, ImageUsage, Usage
 
 _Result = TypeVar("_Result")
 
@@ -189,7 +189,7 @@ class Preparer:
         return _Plan(tuple(map(Picture, images, plans)), names, prompt, usage, max_tokens)
 
     def _plan_slices(self, image: ImageInput) -> SlicePlan:
-        return plan_slices(image.width, image.height, self._config.slicing)
+        return plan_slices(image.width, image.height, self._config.slicing, image.max_slices)
 
     def _check_lower_bound(self, turns: Sequence[Turn], limits: EngineLimits) -> None:
         """Refuse what cannot fit before it is tokenized: 32 MB of text take half a minute and 2 GB to tokenize."""
@@ -259,6 +259,10 @@ def _usage(images: Sequence[ImageInput], plans: Sequence[SlicePlan], num_prompt_
         num_images=len(images),
         num_crops=num_crops,
         image_pixels=sum(image.width * image.height for image in images),
+        images=tuple(
+            ImageUsage(plan.num_crops * num_queries, plan.num_crops, image.width * image.height)
+            for image, plan in zip(images, plans, strict=True)
+        ),
     )
 
 

@@ -101,6 +101,10 @@ def test_usage_tells_of_pictures(server: ApiServer) -> None:
         "num_images": 2,
         "num_crops": 2,
         "image_pixels": 700,
+        "images": [
+            {"image_tokens": 64, "num_crops": 1, "num_slices": 0, "pixels": 600},
+            {"image_tokens": 64, "num_crops": 1, "num_slices": 0, "pixels": 100},
+        ],
     }
 
 
