@@ -290,13 +290,16 @@ def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
     sizes = [size for plan in plans for size in plan.crop_sizes]
     if len(sizes) > limits.max_crops:
         raise InvalidRequest(
-            f"the images make {len(sizes)} slices; the engine holds {limits.max_crops} at most", param="messages"
+            f"the images make {len(sizes)} slices; the engine holds {limits.max_crops} at most",
+            param="messages",
+            code="limit_exceeded",
         )
     num_bytes = sum(padded(width * height * 3) for width, height in sizes)
     if num_bytes > limits.max_crop_bytes:
         raise InvalidRequest(
             f"the images make slices of {num_bytes} bytes; the engine takes {limits.max_crop_bytes} at most",
             param="messages",
+            code="limit_exceeded",
         )
 
 

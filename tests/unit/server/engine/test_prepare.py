@@ -152,7 +152,9 @@ def test_a_text_that_cannot_fit_is_not_even_tokenized(preparer, monkeypatch):
 
 def test_more_crops_than_the_engine_holds(preparer):
     request = make_request("?", damaged(1000, 500))
-    assert refusal(preparer, request, max_crops=2).message == "the images make 3 slices; the engine holds 2 at most"
+    error = refusal(preparer, request, max_crops=2)
+    assert error.message == "the images make 3 slices; the engine holds 2 at most"
+    assert (error.param, error.code) == ("messages", "limit_exceeded")
     crops = prepare(preparer, make_request("?", make_image(1000, 500))).crops
     num_bytes = sum(padded(crop.pixels.nbytes) for crop in crops)
     assert refusal(preparer, request, max_crop_bytes=num_bytes - 1).message == (
