@@ -72,6 +72,25 @@ def build_prompt(
     return writer.finish()
 
 
+def build_raw_prompt(text: str, tokenizer: Tokenizer, *, add_start: bool, specials_in_text: bool) -> Prompt:
+    """The prompt that goes on with this text, in no chat form.
+
+    Args:
+        add_start: begin with the start token, as every text does that the model was trained with.
+        specials_in_text: as for `build_prompt`. Turn markers act either way: a raw prompt may well have turns.
+
+    Raises:
+        TextError: the text holds a lone surrogate.
+    """
+    pieces: Sequence[str | int] = tokenizer.split_plain(text, keeps_markers=True)
+    if specials_in_text:
+        pieces = tokenizer.split_special(text)
+    ids = [tokenizer.bos_id] if add_start else []
+    for piece in pieces:
+        ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
+    return Prompt(tuple(ids), ())
+
+
 class _Writer:
     """Ids so far, and the open stretch: text that is encoded whole once something ends it.
 

@@ -1,6 +1,7 @@
 """Every metric, named once. Prometheus names `minicpmv_*`, in seconds, bytes and tokens.
 
-No label ever takes a value from a client: routes are templates, methods and reasons come from closed sets.
+No label ever takes a value from a client: routes are templates, methods and reasons come from closed sets, names of
+keys from the operator.
 Implements `server.engine.client.EngineObserver`; everything here is called on the event loop's thread.
 """
 
@@ -169,6 +170,14 @@ class Metrics:
         """A stream that had begun ended with an error event; the reason is the error's code."""
         self.stream_errors.labels(reason).inc()
 
+    def on_key_request(self, name: str) -> None:
+        """A key's request passed the key's limits. Names are the operator's."""
+        self.key_requests.labels(name).inc()
+
+    def on_key_tokens(self, name: str, num_tokens: int) -> None:
+        """A request of this key has ended: its prompt and answer tokens."""
+        self.key_tokens.labels(name).inc(num_tokens)
+
     def on_first_token(self, elapsed_s: float) -> None:
         """A request's first token has come, so long after the request."""
         self.first_token_s.observe(elapsed_s)
@@ -244,6 +253,8 @@ class Metrics:
         )
         self.ready = self._gauge("ready", "1 while a request would be answered: /health/ready.")
         self.rejected = self._counter("requests_rejected_total", "Requests refused, by error code.", ["reason"])
+        self.key_requests = self._counter("key_requests_total", "Requests within their key's limits.", ["key"])
+        self.key_tokens = self._counter("key_tokens_total", "Prompt and answer tokens by key.", ["key"])
         self.stream_errors = self._counter("stream_errors_total", "Streams that ended with an error event.", ["reason"])
         self.requests_finished = self._counter("requests_finished_total", "Accepted requests that ended.", ["outcome"])
         self.choices_finished = self._counter("choices_finished_total", "Choices that ended.", ["finish_reason"])

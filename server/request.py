@@ -36,6 +36,16 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt in no chat form, to be continued as it is."""
+
+    content: str | tuple[int, ...]
+    """Text, in which turn markers act but special tokens stay text; or token ids, of which none is empty."""
+    add_start: bool = True
+    """Text begins with the start token. Ids are taken as they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything the engine needs to answer, already validated, in no particular client's dialect."""
 
@@ -59,6 +69,8 @@ class GenerationRequest:
     """The prompt ends with the opening of a new assistant turn. Else the answer goes on with the last message."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
+    raw_prompt: RawPrompt | None = None
+    """Instead of messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from server.api.caller import cache_salt
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
     LIMIT_EXCEEDED,
@@ -35,12 +36,7 @@ def read_pictures(
         InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
-    if wire.model != model.model_id:
-        raise NotFound(
-            f"there is no model {wire.model[:200]!r}; this server has {model.model_id!r}",
-            param="model",
-            code="model_not_found",
-        )
+    check_model(wire.model, model)
     _check_token_ids(wire, model.vocab_size)
     _check_slices(wire, model.max_slices)
     _check_pictures(wire.messages, settings.max_images)
@@ -49,6 +45,16 @@ def read_pictures(
     limits = image_limits(settings)
     local = {param: read_image(url, limits, param=param) for param, url in urls.items() if param not in remote}
     return local, remote
+
+
+def check_model(named: str | None, model: ModelInfo) -> None:
+    """Raises NotFound where a request names another model than the one that is served."""
+    if named is not None and named != model.model_id:
+        raise NotFound(
+            f"there is no model {named[:200]!r}; this server has {model.model_id!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def to_generation_request(
@@ -75,6 +81,7 @@ def to_generation_request(
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
+        cache_salt=cache_salt(wire.cache_salt),
         opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 

@@ -328,6 +328,8 @@ class ChatCompletionRequest(WireModel):
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them.
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    """Only requests with the same one find each other's prompts and pictures in the caches."""
     add_generation_prompt: bool | None = None
     """Left out, it is true unless the final message is continued. False: the last turn goes on, whoever's it is."""
     continue_final_message: bool | None = None

@@ -1,7 +1,7 @@
 import pytest
 
 from model.config import load_config
-from model.prompt import CropSpan, Turn, build_prompt
+from model.prompt import CropSpan, Turn, build_prompt, build_raw_prompt
 from model.slicing import SlicePlan, num_block_tokens, plan_slices
 from model.tokenizer import TextError, Tokenizer
 from tests.support.golden import OFFICIAL_TOKENIZER, TINY_V1, TINY_V2, case_names, encode_pieces, load_case
@@ -134,3 +134,21 @@ def test_release_1_0_block():
 def test_lone_surrogate_is_refused():
     with pytest.raises(TextError):
         build_prompt([Turn("user", "\udfff")], OFFICIAL, NUM_QUERIES, specials_in_text=False)
+
+
+def test_a_raw_prompt_is_the_text_and_the_start_token():
+    tokenizer = OFFICIAL
+    text = "<用户>a<AI>b"
+    prompt = build_raw_prompt(text, tokenizer, add_start=True, specials_in_text=False)
+    assert prompt.token_ids == (tokenizer.bos_id, *tokenizer.encode(text))
+    assert prompt.crop_spans == ()
+    assert build_raw_prompt("", tokenizer, add_start=False, specials_in_text=False).token_ids == ()
+
+
+def test_special_tokens_in_a_raw_prompt_act_only_where_that_is_allowed():
+    tokenizer = OFFICIAL
+    closed = build_raw_prompt("<image></s>", tokenizer, add_start=False, specials_in_text=False)
+    assert not {tokenizer.image_start_id, tokenizer.eos_id} & set(closed.token_ids)
+    assert tokenizer.text_of(closed.token_ids) == "<image></s>"
+    opened = build_raw_prompt("<image></s>", tokenizer, add_start=False, specials_in_text=True)
+    assert opened.token_ids == (tokenizer.image_start_id, tokenizer.eos_id)

@@ -300,3 +300,14 @@ def test_min_tokens_are_counted_through_special_tokens():
 def test_empty_stop_string_is_a_mistake_of_ours():
     with pytest.raises(AssertionError):
         Detokenizer(TINY, [""])
+
+
+def test_white_space_of_what_goes_on_with_a_text_is_kept_up_to_a_stop_string():
+    ids = TINY.encode(" a b \n")
+    for stop, expected in (((), " a b \n"), (("b",), " a ")):
+        detokenizer = Detokenizer(TINY, stop, strips=False)
+        deltas = [detokenizer.feed([token_id]) for token_id in ids]
+        text = "".join(delta.text for delta in deltas)
+        if not deltas[-1].stopped:
+            text += detokenizer.finish().text
+        assert text == expected
