@@ -21,6 +21,8 @@ class ImageInput:
     height: int
     param: str = "messages"
     """Path of the request's field that it came in, for error messages."""
+    max_slices: int | None = None
+    """Cells that it is cut into at most, 1 for the overview alone; None: the checkpoint's own limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,17 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageUsage:
+    """What one picture takes of the prompt."""
+
+    image_tokens: int
+    num_crops: int
+    """The overview and the slices."""
+    pixels: int
+    """As sent, before slicing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     image_tokens: int
@@ -108,6 +121,8 @@ class Usage:
     num_crops: int
     image_pixels: int
     """Pixels of all pictures as sent, before slicing."""
+    images: tuple[ImageUsage, ...] = ()
+    """Of each picture, in the order of the request; what all of them take is above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +180,8 @@ class ModelInfo:
     created_s: int
     """Unix time at which this server started."""
     default_max_tokens: int
+    max_slices: int | None = None
+    """Slices of a picture at most; None where the release has none."""
     default_sampling: SamplingParams = field(default_factory=SamplingParams)
     """The vendor's or OpenAI's, by setting; a request overrides it field by field."""
     demonstration: Demonstration | None = None

@@ -101,6 +101,7 @@ def build_engine(
             release=config.release,
             max_context_tokens=max_context_tokens,
             vocab_size=config.language.vocab_size,
+            max_slices=config.slicing.max_slices if config.slicing.enabled else None,
             created_s=int(time.time()),
             default_max_tokens=max_tokens,
             default_sampling=sampling,

@@ -14,6 +14,7 @@ from server.api.protocol import (
     ChatCompletionRequest,
     FilePart,
     ImagePart,
+    ImageUrl,
     RepetitionDetection,
     SystemMessage,
     TextPart,
@@ -41,6 +42,7 @@ def read_pictures(
     """
     check_model(wire.model, model)
     _check_token_ids(wire, model.vocab_size)
+    _check_slices(wire, model.max_slices)
     _check_pictures(wire.messages, settings.max_images)
     urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
     remote = {param: url for param, url in urls.items() if is_remote(url)}
@@ -72,6 +74,10 @@ def to_generation_request(
     Args:
         pictures: all of the request, by the paths of their fields.
     """
+    slices = {param: limit for number, message in enumerate(wire.messages) for param, limit in _slices(message, number)}
+    pictures = {
+        param: replace(picture, max_slices=slices[param] or wire.max_slices) for param, picture in pictures.items()
+    }
     return GenerationRequest(
         request_id=request_id,
         messages=fold_system_text(wire.messages, pictures),
@@ -133,6 +139,19 @@ def _repetition(asked: RepetitionDetection | None) -> RepetitionLimit | None:
     return RepetitionLimit(asked.max_pattern_size, asked.min_pattern_size, asked.min_count)
 
 
+def _check_slices(wire: ChatCompletionRequest, most: int | None) -> None:
+    named = [("max_slices", wire.max_slices)]
+    for number, message in enumerate(wire.messages):
+        named += [(f"{param.removesuffix('url')}max_slices", limit) for param, limit in _slices(message, number)]
+    for param, limit in named:
+        if most is not None and limit is not None and limit > most:
+            raise InvalidRequest(
+                f"{param} is {limit}; the model cuts a picture into {most} slices at most",
+                param=param,
+                code=LIMIT_EXCEEDED,
+            )
+
+
 def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
     """Settles what needs no decoding before the first picture is decoded."""
     num_images = 0
@@ -157,6 +176,17 @@ def _text(message: _WireMessage) -> str:
     text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
     refusal = message.refusal if isinstance(message, AssistantMessage) else None
     return "\n".join(filter(None, (text, refusal)))
+
+
+def _slices(message: _WireMessage, number: int) -> list[tuple[str, int | None]]:
+    """What each of the message's pictures says of its slices, with the path of its field."""
+    pictures = [part for part in message.content or () if isinstance(part, ImagePart | FilePart)]
+    limits = [_slices_of(part.image_url) if isinstance(part, ImagePart) else None for part in pictures]
+    return [(param, limit) for (param, _), limit in zip(_urls(message, number), limits, strict=True)]
+
+
+def _slices_of(image: ImageUrl) -> int | None:
+    return 1 if image.detail == "low" else image.max_slices
 
 
 def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:

@@ -103,16 +103,28 @@ def _length_limit(limit_or_setting: int | str) -> BeforeValidator:
 # Messages
 
 
-def _full_detail_only(value: Any) -> Any:
-    if value in ("low", "original"):
-        raise PydanticCustomError(UNSUPPORTED_VALUE, "is supported by this server only as 'auto' or 'high'")
+def _known_detail_only(value: Any) -> Any:
+    if value == "original":
+        raise PydanticCustomError(UNSUPPORTED_VALUE, "is supported by this server only as 'low', 'auto' or 'high'")
     return value
+
+
+MaxSlices = Annotated[int | None, Field(ge=1, lt=2**31)]
+"""Cells that a picture is cut into at most, 1 for the overview alone. Not OpenAI's."""
 
 
 class ImageUrl(WireModel):
     url: str
-    detail: Annotated[Literal["auto", "high"] | None, BeforeValidator(_full_detail_only)] = None
-    """Both mean the picture with all its slices."""
+    detail: Annotated[Literal["low", "auto", "high"] | None, BeforeValidator(_known_detail_only)] = None
+    """"low" is the overview alone, the others the picture with all its slices."""
+    max_slices: MaxSlices = None
+    """Instead of the request's."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.detail == "low" and self.max_slices not in (None, 1):
+            raise PydanticCustomError(INVALID_VALUE, "must be 1 where detail is 'low'", {"param": "max_slices"})
+        return self
 
 
 class TextPart(WireModel):
@@ -357,6 +369,8 @@ class ChatCompletionRequest(WireModel):
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
     include_stop_str_in_output: bool | None = None
+    max_slices: MaxSlices = None
+    """Of every picture that says nothing else."""
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
     min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None

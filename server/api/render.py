@@ -89,11 +89,28 @@ def usage_object(usage: Usage, completion_tokens: Sequence[int], cached_tokens: 
         "total_tokens": usage.prompt_tokens + sum(completion_tokens),
         "prompt_tokens_details": {
             "cached_tokens": min(cached_tokens),
+            "audio_tokens": 0,
             "image_tokens": usage.image_tokens,
             "text_tokens": usage.prompt_tokens - usage.image_tokens,
             "num_images": usage.num_images,
             "num_crops": usage.num_crops,
             "image_pixels": usage.image_pixels,
+            "images": [
+                {
+                    "image_tokens": image.image_tokens,
+                    "num_crops": image.num_crops,
+                    "num_slices": image.num_crops - 1,
+                    "pixels": image.pixels,
+                }
+                for image in usage.images
+            ],
+        },
+        # True of every answer: the model neither reasons nor speaks, and predictions of clients are refused.
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
         },
     }
 

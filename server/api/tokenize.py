@@ -120,7 +120,8 @@ def _counted(planned: PromptPlan, engine: Engine, *, with_strings: bool) -> dict
     ids = planned.prompt.token_ids
     usage = planned.usage
     details = usage_object(usage, [0], [0])["prompt_tokens_details"]
-    del details["cached_tokens"]
+    for name in ("cached_tokens", "audio_tokens", "images"):  # pictures have an entry of their own below
+        del details[name]
     return {
         "count": len(ids),
         "max_model_len": engine.model.max_context_tokens,

@@ -23,7 +23,7 @@ from server.engine.picture_workers import PictureWorkers, Pixels, WorkerLimits
 from server.engine.pictures import PictureIndex, crop_hash, file_hash
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.notes import stage
-from server.request import GenerationRequest, ImageInput, RawPrompt, Usage
+from server.request import GenerationRequest, ImageInput, ImageUsage, RawPrompt, Usage
 
 _Result = TypeVar("_Result")
 
@@ -239,7 +239,7 @@ class Preparer:
             raise InvalidRequest(str(err), param="messages") from err
 
     def _plan_slices(self, image: ImageInput) -> SlicePlan:
-        return plan_slices(image.width, image.height, self._config.slicing)
+        return plan_slices(image.width, image.height, self._config.slicing, image.max_slices)
 
     def _check_lower_bound(
         self, texts: Sequence[str], plans: Sequence[SlicePlan], limits: EngineLimits, num_contexts: int
@@ -314,6 +314,10 @@ def _usage(images: Sequence[ImageInput], plans: Sequence[SlicePlan], num_prompt_
         num_images=len(images),
         num_crops=num_crops,
         image_pixels=sum(image.width * image.height for image in images),
+        images=tuple(
+            ImageUsage(plan.num_crops * num_queries, plan.num_crops, image.width * image.height)
+            for image, plan in zip(images, plans, strict=True)
+        ),
     )
 
 
@@ -341,13 +345,16 @@ def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:
     sizes = [size for plan in plans for size in plan.crop_sizes]
     if len(sizes) > limits.max_crops:
         raise InvalidRequest(
-            f"the images make {len(sizes)} slices; the engine holds {limits.max_crops} at most", param="messages"
+            f"the images make {len(sizes)} slices; the engine holds {limits.max_crops} at most",
+            param="messages",
+            code="limit_exceeded",
         )
     num_bytes = sum(padded(width * height * 3) for width, height in sizes)
     if num_bytes > limits.max_crop_bytes:
         raise InvalidRequest(
             f"the images make slices of {num_bytes} bytes; the engine takes {limits.max_crop_bytes} at most",
             param="messages",
+            code="limit_exceeded",
         )
 
 

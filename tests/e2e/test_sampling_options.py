@@ -109,6 +109,29 @@ def test_the_beginning_of_an_answer_goes_on(server: ServerProcess) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == asked.choices[0].message.content
 
 
+def test_detail_and_slices_change_the_cost_and_the_answer(server: ServerProcess) -> None:
+    page = draw_page(1344, 1344, "how large")
+
+    def usage_and_ids(url_options: dict[str, Any], **extra: Any) -> tuple[dict[str, Any], int, list[int]]:
+        messages = question("What is it?", page)
+        messages[0]["content"][0]["image_url"] |= url_options
+        completion = ask(server, messages=messages, extra=extra)
+        details = completion.usage.prompt_tokens_details.model_dump()
+        return details["images"][0], completion.usage.prompt_tokens, ids(completion)
+
+    full, low = usage_and_ids({}), usage_and_ids({"detail": "low"})
+    assert full[0] == {"image_tokens": 640, "num_crops": 10, "num_slices": 9, "pixels": 1344 * 1344}
+    assert low[0] == {"image_tokens": 64, "num_crops": 1, "num_slices": 0, "pixels": 1344 * 1344}
+    assert full[1] - low[1] > 9 * 64
+    four = usage_and_ids({}, max_slices=4)
+    assert four[0]["num_slices"] == 4
+    assert len({tuple(one[2]) for one in (full, low, four)}) == 3
+    # Asked again in another order: no slicing takes another one's place in a cache.
+    assert usage_and_ids({"max_slices": 4, "detail": "high"}) == four
+    assert usage_and_ids({}, max_slices=1) == low
+    assert usage_and_ids({"detail": "auto"}) == full
+
+
 def test_min_tokens_beyond_max_tokens_are_refused(server: ServerProcess) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(server, extra={"min_tokens": 25})

@@ -9,7 +9,16 @@ from model.slicing import SlicePlan
 from model.step import SamplingParams
 from server.engine.prepare import Picture, PreparedRequest, PromptPlan
 from server.engine.supervisor import EngineState
-from server.request import FinishReason, GenerationRequest, ModelInfo, Timings, TokenEvent, TokenLogprob, Usage
+from server.request import (
+    FinishReason,
+    GenerationRequest,
+    ImageUsage,
+    ModelInfo,
+    Timings,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
 
 MODEL = ModelInfo(
     model_id="openbmb/MiniCPM-V-2",
@@ -18,6 +27,7 @@ MODEL = ModelInfo(
     vocab_size=122753,
     created_s=1_700_000_000,
     default_max_tokens=1024,
+    max_slices=9,
     default_sampling=SamplingParams(temperature=0.7, top_p=0.8, top_k=100, repetition_penalty=1.05),
 )
 TIMINGS = Timings(queue_s=0.25, prefill_s=0.5, decode_s=0.75)
@@ -125,6 +135,7 @@ class FakeEngine:
                 num_images=len(images),
                 num_crops=len(images),
                 image_pixels=sum(image.width * image.height for image in images),
+                images=tuple(ImageUsage(64, 1, image.width * image.height) for image in images),
             ),
             prompt_ids=(1, 95396, 4194, 95388),
             crops=(),

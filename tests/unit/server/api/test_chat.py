@@ -96,11 +96,25 @@ def test_usage_tells_of_pictures(server: ApiServer) -> None:
     assert usage.prompt_tokens == 135
     assert usage.prompt_tokens_details.to_dict() == {
         "cached_tokens": 0,
+        "audio_tokens": 0,
         "image_tokens": 128,
         "text_tokens": 7,
         "num_images": 2,
         "num_crops": 2,
         "image_pixels": 700,
+        "images": [
+            {"image_tokens": 64, "num_crops": 1, "num_slices": 0, "pixels": 600},
+            {"image_tokens": 64, "num_crops": 1, "num_slices": 0, "pixels": 100},
+        ],
+    }
+
+
+def test_usage_says_of_the_answer_what_openais_says(server: ApiServer) -> None:
+    assert ask(server).usage.completion_tokens_details.to_dict() == {
+        "reasoning_tokens": 0,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
     }
 
 

@@ -98,6 +98,32 @@ def test_pictures_stand_before_the_text_in_their_order() -> None:
     assert [image.width for image in message.images] == [21, 20]
 
 
+def slices(*options: dict[str, Any], **fields: Any) -> list[int | None]:
+    parts = [
+        {"type": "image_url", "image_url": picture["image_url"] | one}
+        for picture, one in zip(PICTURES, options, strict=False)
+    ]
+    (message,) = convert([{"role": "user", "content": parts}], **fields).messages
+    return [image.max_slices for image in message.images]
+
+
+def test_slices_by_picture_and_by_request() -> None:
+    assert slices({}, {"detail": "auto"}, {"detail": "high"}) == [None, None, None]
+    assert slices({"detail": "low"}, {"max_slices": 4}, {}) == [1, 4, None]
+    assert slices({"detail": "low"}, {"max_slices": 4}, {"detail": "high"}, max_slices=2) == [1, 4, 2]
+    assert slices({"detail": "low", "max_slices": 1}, {"max_slices": 9}, max_slices=9) == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("option", "fields", "param"),
+    [({}, {"max_slices": 10}, "max_slices"), ({"max_slices": 10}, {}, "messages[0].content[0].image_url.max_slices")],
+)
+def test_slices_beyond_the_models_own_are_refused(option: dict[str, Any], fields: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"is 10; .* 9 slices at most") as caught:
+        slices(option, **fields)
+    assert (caught.value.param, caught.value.code) == (param, "limit_exceeded")
+
+
 def test_a_picture_needs_no_text() -> None:
     (message,) = convert([{"role": "user", "content": [PICTURES[0]]}]).messages
     assert message.text == ""

@@ -165,6 +165,8 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"top_p": 1.1}, "top_p", "invalid_value"),
         ({"top_k": -2}, "top_k", "invalid_value"),
         ({"top_k": 1.5}, "top_k", "invalid_type"),
+        ({"max_slices": 0}, "max_slices", "invalid_value"),
+        ({"max_slices": "4"}, "max_slices", "invalid_type"),
         ({"min_p": 1.1}, "min_p", "invalid_value"),
         ({"min_p": -0.1}, "min_p", "invalid_value"),
         ({"min_tokens": -1}, "min_tokens", "invalid_value"),
@@ -264,9 +266,19 @@ TEXT = {"type": "text", "text": "x"}
         ({"type": "image_url", "image_url": "data:,"}, "messages[0].content[1].image_url", "invalid_type"),
         ({"type": "image_url", "image_url": {"url": 3}}, "messages[0].content[1].image_url.url", "invalid_type"),
         (
-            {"type": "image_url", "image_url": {"url": "", "detail": "low"}},
+            {"type": "image_url", "image_url": {"url": "", "detail": "original"}},
             "messages[0].content[1].image_url.detail",
             "unsupported_value",
+        ),
+        (
+            {"type": "image_url", "image_url": {"url": "", "max_slices": 0}},
+            "messages[0].content[1].image_url.max_slices",
+            "invalid_value",
+        ),
+        (
+            {"type": "image_url", "image_url": {"url": "", "detail": "low", "max_slices": 2}},
+            "messages[0].content[1].image_url.max_slices",
+            "invalid_value",
         ),
         (
             {"type": "image_url", "image_url": {"url": "", "detail": "fine"}},

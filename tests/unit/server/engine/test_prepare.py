@@ -153,7 +153,9 @@ def test_a_text_that_cannot_fit_is_not_even_tokenized(preparer, monkeypatch):
 
 def test_more_crops_than_the_engine_holds(preparer):
     request = make_request("?", damaged(1000, 500))
-    assert refusal(preparer, request, max_crops=2).message == "the images make 3 slices; the engine holds 2 at most"
+    error = refusal(preparer, request, max_crops=2)
+    assert error.message == "the images make 3 slices; the engine holds 2 at most"
+    assert (error.param, error.code) == ("messages", "limit_exceeded")
     crops = prepare(preparer, make_request("?", make_image(1000, 500))).crops
     num_bytes = sum(padded(crop.pixels.nbytes) for crop in crops)
     assert refusal(preparer, request, max_crop_bytes=num_bytes - 1).message == (
@@ -207,6 +209,27 @@ def test_a_picture_seen_before_is_not_decoded():
     assert (pixels[1] == first.crops[0].pixels).all()
     assert len(works) == 2
     preparer.close()
+
+
+def test_slicings_of_a_picture_are_pictures_of_their_own_but_for_the_overview(preparer):
+    index = PictureIndex(10)
+    whole = make_image(1000, 500)
+    limited = [dataclasses.replace(whole, max_slices=limit) for limit in (1, 2, 9)]
+    first, low, two, nine = (prepare(preparer, make_request("?", image), index) for image in (whole, *limited))
+    assert [len(one.crops) for one in (first, low, two, nine)] == [3, 1, 3, 3]
+    assert [usage.num_crops for usage in low.usage.images] == [1]
+    assert low.usage.image_tokens == 64 < two.usage.image_tokens == 192
+    # The overview is the same crop, so that it is encoded once; that 2 and 9 come to the same is seen before decoding.
+    assert low.crops[0].content_hash == first.crops[0].content_hash
+    assert [one.crops[0].pixels is None for one in (first, low, two, nine)] == [False, False, True, True]
+    assert len(index) == 2
+    large = make_image(1300, 1300)
+    full, four = (
+        prepare(preparer, make_request("?", one)) for one in (large, dataclasses.replace(large, max_slices=4))
+    )
+    assert (full.usage.num_crops, four.usage.num_crops) == (10, 5)
+    assert full.usage.prompt_tokens - four.usage.prompt_tokens > 5 * 64
+    assert full.usage.images[0].pixels == four.usage.image_pixels == 1300 * 1300
 
 
 def test_a_picture_that_could_not_be_decoded_is_not_known(preparer):
