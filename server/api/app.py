@@ -15,6 +15,7 @@ from server.api.files import files_router
 from server.api.health import health_router
 from server.api.intake import Intake
 from server.api.models import models_router
+from server.api.openapi import openapi_router
 from server.api.remote_images import RemoteImages
 from server.api.responses import responses_router
 from server.api.tokenize import tokenize_router
@@ -44,6 +45,7 @@ def create_app(
     app = FastAPI(
         title="minicpmv",
         version=VERSION,
+        # `server.api.openapi` has the document: the routes here read their bodies themselves.
         openapi_url=None,
         # A redirect would be built from the Host header, and clients lose their body on the way.
         redirect_slashes=False,
@@ -67,6 +69,7 @@ def create_app(
     app.include_router(responses_router(intake))
     app.include_router(tokenize_router(intake))
     app.include_router(files_router(intake, store))
+    app.include_router(openapi_router())
     app.include_router(models_router(engine))
     app.include_router(health_router(engine=engine, admission=admission, metrics=metrics))
     return app

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PlainValidator, ValidationInfo, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.protocol import (
@@ -76,8 +76,18 @@ def _read_ids(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, _IDS]}},
+        _IDS,
+    ]
+}
+
+
 class CompletionRequest(WireModel):
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_read_prompts)]
+    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_read_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
     add_special_tokens: bool | None = None
     """Not OpenAI's, named as other servers name it: text begins with the start token, true if left out."""
     best_of: int | None = None

@@ -22,6 +22,7 @@ from pydantic import (
     PlainValidator,
     Tag,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -66,7 +67,11 @@ def _refuse_unless_off(value: Any) -> None:
         raise PydanticCustomError(UNSUPPORTED_PARAMETER, "is not supported by this server")
 
 
-NotSupported = Annotated[None, PlainValidator(_refuse_unless_off)]
+NotSupported = Annotated[
+    None,
+    PlainValidator(_refuse_unless_off),
+    WithJsonSchema({"type": "null", "description": "Not supported: only null passes."}),
+]
 """Asks for something this server does not do. null, an empty list and an empty object pass."""
 
 
