@@ -25,7 +25,7 @@ from server.listener import CannotListen, bind_socket, url_of
 from server.log import configure_logging, with_fields
 from server.metrics import Metrics
 from server.request import ModelInfo
-from server.sampling_defaults import sampling_defaults
+from server.sampling_defaults import default_beam_penalty, sampling_defaults
 from server.settings import InvalidSettings, Settings
 from server.version import VERSION
 from server.vllm_metrics import add_vllm_names
@@ -91,6 +91,7 @@ def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metri
             created_s=int(time.time()),
             default_max_tokens=max_tokens,
             default_sampling=sampling,
+            default_beam_penalty=default_beam_penalty(settings.sampling_defaults),
             demonstration=load_demonstration(folder),
         ),
         config,
