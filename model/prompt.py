@@ -36,13 +36,21 @@ class Prompt:
     """One for each crop of each picture, in the order of `SlicePlan.crop_sizes` and of the pictures."""
 
 
-def build_prompt(turns: Iterable[Turn], tokenizer: Tokenizer, num_queries: int, *, specials_in_text: bool) -> Prompt:
+def build_prompt(
+    turns: Iterable[Turn],
+    tokenizer: Tokenizer,
+    num_queries: int,
+    *,
+    specials_in_text: bool,
+    opens_answer: bool = True,
+) -> Prompt:
     """The prompt that asks for the next assistant turn.
 
     Args:
         num_queries: placeholder tokens, and vectors, of each crop.
         specials_in_text: True is the reference's rule: a special token's name in a turn's text becomes the token.
             False keeps it text, and a turn marker in it as well, so that users cannot write control tokens.
+        opens_answer: False asks for how the last turn goes on instead. A turn has no end of its own in a prompt.
 
     Raises:
         ValueError: an assistant turn has pictures, or a picture is sliced though the release has no slices.
@@ -59,7 +67,8 @@ def build_prompt(turns: Iterable[Turn], tokenizer: Tokenizer, num_queries: int, 
             writer.add_picture(plan)
             writer.add(["\n"])
         writer.add(tokenizer.split_special(turn.text) if specials_in_text else tokenizer.split_plain(turn.text))
-    writer.add([ASSISTANT_MARKER])
+    if opens_answer:
+        writer.add([ASSISTANT_MARKER])
     return writer.finish()
 
 

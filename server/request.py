@@ -75,6 +75,8 @@ class GenerationRequest:
     """The text ends with what stopped it, a string or one of `stop_token_ids`, instead of before it."""
     skip_special_tokens: bool | None = None
     """Names of special tokens in the text: none, all, or with None those that the vendor's own code leaves."""
+    opens_answer: bool = True
+    """The prompt ends with the opening of a new assistant turn. Else the answer goes on with the last message."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
     beams: Beams | None = None

@@ -14,6 +14,7 @@ from server.api.health import health_router
 from server.api.intake import Intake
 from server.api.models import models_router
 from server.api.remote_images import RemoteImages
+from server.api.responses import responses_router
 from server.api.tokenize import tokenize_router
 from server.engine.client import Engine
 from server.metrics import Metrics
@@ -51,6 +52,7 @@ def create_app(
     intake = Intake(settings=settings, engine=engine, admission=admission, metrics=metrics, remote_images=remote_images)
     app.include_router(chat_router(intake))
     app.include_router(completions_router(intake))
+    app.include_router(responses_router(intake))
     app.include_router(tokenize_router(intake))
     app.include_router(models_router(engine))
     app.include_router(health_router(engine=engine, admission=admission, metrics=metrics))

@@ -81,6 +81,7 @@ def to_generation_request(
         skip_special_tokens=wire.skip_special_tokens,
         cache_salt=cache_salt(wire.cache_salt),
         beams=beams,
+        opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
 

@@ -324,6 +324,10 @@ class ChatCompletionRequest(WireModel):
     decoding: Literal["vendor_sampling", "vendor_beams"] | None = None
     """Ours alone: the defaults of one of the two modes of the vendor's own `chat`."""
     early_stopping: bool | Literal["never"] | None = None
+    add_generation_prompt: bool | None = None
+    """Left out, it is true unless the final message is continued. False: the last turn goes on, whoever's it is."""
+    continue_final_message: bool | None = None
+    """The last message is the beginning of the answer."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
     include_stop_str_in_output: bool | None = None
@@ -348,6 +352,14 @@ class ChatCompletionRequest(WireModel):
         if None not in limits and limits[0] != limits[1]:
             raise PydanticCustomError(
                 INVALID_VALUE, "and max_completion_tokens differ; give one of them", {"param": "max_tokens"}
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PydanticCustomError(
+                INVALID_VALUE, "and add_generation_prompt cannot both be true", {"param": "continue_final_message"}
+            )
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise PydanticCustomError(
+                INVALID_VALUE, "needs an assistant message at the end", {"param": "continue_final_message"}
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError(INVALID_VALUE, "is allowed only when logprobs is true", {"param": "top_logprobs"})

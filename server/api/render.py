@@ -172,14 +172,16 @@ def _delta(reply: Reply, event: TokenEvent) -> dict[str, Any]:
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    return {
-        "content": [
-            _logprob(token.text, token.data, token.logprob)
-            | {"top_logprobs": [_logprob(text, data, logprob) for text, data, logprob in token.top]}
-            for token in tokens
-        ],
-        "refusal": None,
-    }
+    return {"content": logprob_entries(tokens), "refusal": None}
+
+
+def logprob_entries(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """An object for each token, with those of the likeliest ones in its place."""
+    return [
+        _logprob(token.text, token.data, token.logprob)
+        | {"top_logprobs": [_logprob(text, data, logprob) for text, data, logprob in token.top]}
+        for token in tokens
+    ]
 
 
 def _logprob(text: str, data: bytes, logprob: float) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Choice:
             include_stop=request.include_stop,
             min_tokens=request.sampling.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
-            strips=request.raw_prompt is None,
+            strips=request.raw_prompt is None and request.opens_answer,
         )
         self._updates: list[Tokens] = []
         """Not yet looked at."""

@@ -74,6 +74,7 @@ class Detokenizer:
                 it.
         """
         self._tokenizer = tokenizer
+        self._strips = strips
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._skip_special_tokens = skip_special_tokens

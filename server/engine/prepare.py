@@ -207,7 +207,13 @@ class Preparer:
         self._check_lower_bound([turn.text for turn in turns], plans, limits, num_contexts)
         num_queries = self._config.resampler.num_queries
         try:
-            prompt = build_prompt(turns, self._tokenizer, num_queries, specials_in_text=self._specials_in_text)
+            prompt = build_prompt(
+                turns,
+                self._tokenizer,
+                num_queries,
+                specials_in_text=self._specials_in_text,
+                opens_answer=request.opens_answer,
+            )
         except TextError as err:
             raise InvalidRequest(str(err), param="messages") from err
         usage = _usage(images, plans, len(prompt.token_ids), num_queries)

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.pictures import draw_page, question
+from tests.support.pictures import data_url, draw_page, encode, question
 from tests.support.server_process import ServerProcess
 
 GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"return_token_ids": True}}
@@ -63,3 +63,36 @@ def test_logprobs_of_a_completion(server: ServerProcess) -> None:
     for drawn, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert drawn == max(top.values())
         assert 3 <= len(top) <= 4
+
+
+def test_a_response_is_the_chat_completion_that_asks_for_the_same(server: ServerProcess) -> None:
+    client = server.client()
+    page = draw_page(500, 300)
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=question("What is it?", page),
+        max_tokens=12,
+        temperature=0,  # type: ignore[arg-type]
+    )
+    asked: Any = {
+        "model": "tiny",
+        "input": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_image", "image_url": data_url(encode(page)), "detail": "auto"},
+                    {"type": "input_text", "text": "What is it?"},
+                ],
+            }
+        ],
+        "max_output_tokens": 12,
+        "temperature": 0,
+    }
+    whole = client.responses.create(**asked)
+    assert whole.output_text == chat.choices[0].message.content
+    assert whole.usage is not None
+    assert chat.usage is not None
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens
+    with client.responses.stream(**asked) as stream:
+        final = stream.get_final_response()
+    assert (final.output_text, final.status) == (whole.output_text, whole.status)

@@ -43,6 +43,14 @@ def test_prompt_of_golden_case(name):
     assert (plain == prompt) == (name != "special_tokens_in_text")
 
 
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_the_last_turn_goes_on_where_no_answer_is_opened(role):
+    turns = [Turn("user", "What is it?", (UNSPLIT,)), Turn(role, "It is a")]
+    prompt = build_prompt(turns, OFFICIAL, NUM_QUERIES, specials_in_text=False, opens_answer=False)
+    marker = {"user": "<用户>", "assistant": "<AI>"}[role]
+    assert prompt.token_ids == reference_ids(f"<用户>{CROP}\nWhat is it?{marker}It is a")
+
+
 @pytest.mark.parametrize("specials_in_text", [True, False])
 def test_pictures_stand_before_the_text_of_their_turn(specials_in_text):
     turns = [

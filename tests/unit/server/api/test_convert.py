@@ -82,6 +82,14 @@ def test_the_other_fields() -> None:
     assert convert(stop="a").stop == ("a",)
 
 
+def test_a_new_answer_or_more_of_the_last_message() -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "So"}]
+    assert convert(turns).opens_answer
+    assert not convert(turns, continue_final_message=True).opens_answer
+    assert not convert(add_generation_prompt=False).opens_answer
+    assert convert(add_generation_prompt=True, continue_final_message=False).opens_answer
+
+
 def test_pictures_stand_before_the_text_in_their_order() -> None:
     (message,) = convert([{"role": "user", "content": [text("a"), PICTURES[1], text("b"), PICTURES[0]]}]).messages
     assert message.text == "a\nb"

@@ -88,6 +88,13 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"logprobs": True, "top_logprobs": 20},
         {"max_tokens": 5, "max_completion_tokens": 5},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": True, "continue_final_message": False},
+        {
+            "messages": [*BODY["messages"], {"role": "assistant", "content": "So"}],
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+        },
         {"top_k": -1},
     ],
 )
@@ -193,6 +200,16 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", None),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"continue_final_message": True}, "continue_final_message", "invalid_value"),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "So"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+            "invalid_value",
+        ),
         ({"logprobs": 1}, "logprobs", "invalid_type"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "limit_exceeded"),
