@@ -184,5 +184,7 @@ class ModelInfo:
     """Slices of a picture at most; None where the release has none."""
     default_sampling: SamplingParams = field(default_factory=SamplingParams)
     """The vendor's or OpenAI's, by setting; a request overrides it field by field."""
+    default_beam_penalty: float = 1.0
+    """The repetition penalty of a request that searches with beams and names none."""
     demonstration: Demonstration | None = None
     """Of the bundled demo: what it is and how well it does."""

@@ -11,6 +11,10 @@ _VENDOR: dict[Release, tuple[SamplingParams, int]] = {
     "2.0": (SamplingParams(temperature=0.7, top_p=0.8, top_k=100, repetition_penalty=1.05), 1024),
     "1.0": (SamplingParams(temperature=0.6, top_p=0.8, top_k=100), 2048),
 }
+VENDOR_BEAMS = 3
+"""Of its `chat` with sampling off."""
+VENDOR_BEAM_PENALTY = 1.2
+"""The repetition penalty of that mode, of both releases."""
 _OPENAI_SAMPLING = SamplingParams(temperature=1.0)
 
 
@@ -22,3 +26,8 @@ def sampling_defaults(release: Release, whose: Literal["vendor", "openai"]) -> t
     """
     sampling, max_tokens = _VENDOR[release]
     return (sampling if whose == "vendor" else _OPENAI_SAMPLING), max_tokens
+
+
+def default_beam_penalty(whose: Literal["vendor", "openai"]) -> float:
+    """The repetition penalty of a request that searches with beams and names none."""
+    return VENDOR_BEAM_PENALTY if whose == "vendor" else 1.0

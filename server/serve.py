@@ -27,7 +27,7 @@ from server.listener import CannotListen, bind_socket, url_of
 from server.log import configure_logging, tell, with_fields
 from server.metrics import Metrics
 from server.request import ModelInfo
-from server.sampling_defaults import sampling_defaults
+from server.sampling_defaults import default_beam_penalty, sampling_defaults
 from server.settings import InvalidSettings, Settings
 from server.tracing import start_tracing
 from server.version import VERSION
@@ -105,6 +105,7 @@ def build_engine(
             created_s=int(time.time()),
             default_max_tokens=max_tokens,
             default_sampling=sampling,
+            default_beam_penalty=default_beam_penalty(settings.sampling_defaults),
             demonstration=load_demonstration(folder),
         ),
         config,

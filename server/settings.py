@@ -171,6 +171,9 @@ class Settings(BaseSettings):
     max_parts: int = Field(64, ge=1, description="content parts in a message")
     max_prompts: int = Field(32, ge=1, description="prompts of a request for completions")
     max_choices: int = Field(8, ge=1, le=128, description="n of a request")
+    max_beams: int = Field(
+        8, ge=1, le=64, description="beams of a request, each of which takes a place of max_num_sequences; 1: no search"
+    )
     max_stop_strings: int = Field(16, ge=0, description="stop strings in a request")
     max_images: int = Field(8, ge=0, description="pictures in a request")
     max_image_bytes: Bytes = Field(20 * 2**20, ge=1024, description="one encoded picture")

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from server.api.caller import cache_salt
+from server.api.decoding import check_decoding, decoding_of
 from server.api.file_store import StoredPictures
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
@@ -37,10 +37,12 @@ def read_pictures(
 
     Raises:
         NotFound: the request names another model, or a file that is not there.
-        InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
+        InvalidRequest: fields that do not go together, too many pictures, pictures where there can be none, or ids that
+            are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
     check_model(wire.model, model)
+    check_decoding(wire, settings)
     _check_token_ids(wire, model.vocab_size)
     _check_slices(wire, model.max_slices)
     _check_pictures(wire.messages, settings.max_images)
@@ -78,10 +80,11 @@ def to_generation_request(
     pictures = {
         param: replace(picture, max_slices=slices[param] or wire.max_slices) for param, picture in pictures.items()
     }
+    sampling, beams = decoding_of(wire, model)
     return GenerationRequest(
         request_id=request_id,
         messages=fold_system_text(wire.messages, pictures),
-        sampling=replace(model.default_sampling, **_given_sampling(wire)),
+        sampling=sampling,
         max_tokens=wire.max_tokens if wire.max_tokens is not None else wire.max_completion_tokens,
         seed=wire.seed,
         num_choices=wire.n or 1,
@@ -93,6 +96,7 @@ def to_generation_request(
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
         cache_salt=cache_salt(wire.cache_salt),
+        beams=beams,
         opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
@@ -199,24 +203,3 @@ def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
         elif isinstance(part, FilePart):
             urls.append((f"{path}.file.file_id", part.file.file_id))
     return urls
-
-
-def _given_sampling(wire: ChatCompletionRequest) -> dict[str, Any]:
-    """The sampling fields that the request names; all others keep the model's defaults."""
-    given: dict[str, Any] = {
-        "temperature": wire.temperature,
-        "top_p": wire.top_p,
-        "repetition_penalty": wire.repetition_penalty,
-        "presence_penalty": wire.presence_penalty,
-        "frequency_penalty": wire.frequency_penalty,
-        "min_p": wire.min_p,
-        "min_tokens": wire.min_tokens,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if wire.top_k is not None:
-        given["top_k"] = wire.top_k if wire.top_k > 0 else None
-    if wire.logit_bias:
-        given["logit_bias"] = tuple(sorted(wire.logit_bias.items()))
-    if wire.logprobs:
-        given["num_logprobs"] = wire.top_logprobs or 0
-    return given

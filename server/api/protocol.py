@@ -362,9 +362,15 @@ class ChatCompletionRequest(WireModel):
     verbosity: Annotated[str | None, _only("medium")] = None
     web_search_options: NotSupported = None
 
-    # Not OpenAI's; named as other servers name them.
+    # Not OpenAI's; named as other servers name them. How those of decoding go together: server.api.decoding.
+    beam_width: Annotated[int | None, Field(ge=1, lt=2**31)] = None
+    best_of: Annotated[int | None, Field(ge=1, lt=2**31)] = None
+    """With use_beam_search the same as num_beams and beam_width; else only what n is."""
     cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
     """Only requests with the same one find each other's prompts and pictures in the caches."""
+    decoding: Literal["vendor_sampling", "vendor_beams"] | None = None
+    """Ours alone: the defaults of one of the two modes of the vendor's own `chat`."""
+    early_stopping: bool | Literal["never"] | None = None
     add_generation_prompt: bool | None = None
     """Left out, it is true unless the final message is continued. False: the last turn goes on, whoever's it is."""
     continue_final_message: bool | None = None
@@ -376,8 +382,10 @@ class ChatCompletionRequest(WireModel):
     include_stop_str_in_output: bool | None = None
     max_slices: MaxSlices = None
     """Of every picture that says nothing else."""
+    length_penalty: Annotated[float | None, Field(ge=-5, le=5)] = None
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
     min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
+    num_beams: Annotated[int | None, Field(ge=1, lt=2**31)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     repetition_detection: RepetitionDetection | None = None
     return_token_ids: bool | None = None
@@ -388,11 +396,7 @@ class ChatCompletionRequest(WireModel):
     ] = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
-
-    # Known from other servers, and not done here.
-    best_of: NotSupported = None
-    length_penalty: NotSupported = None
-    use_beam_search: NotSupported = None
+    use_beam_search: bool | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

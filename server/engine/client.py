@@ -231,6 +231,8 @@ class EngineClient:
             default_max_tokens=self._model.default_max_tokens,
             max_crops=session.ready.result().num_crop_slots,
             max_crop_bytes=self._config.arena_bytes,
+            num_kv_blocks=session.ready.result().num_kv_blocks,
+            kv_block_tokens=session.ready.result().kv_block_tokens,
         )
 
     async def _spawn(self) -> EngineSession:

@@ -91,6 +91,8 @@ class EngineLimits:
     max_crops: int
     max_crop_bytes: int
     """Pixels of all crops of a request, each rounded up as the arena does."""
+    num_kv_blocks: int
+    kv_block_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,8 @@ class Preparer:
 
     def _plan(self, request: GenerationRequest, limits: EngineLimits) -> _Plan:
         plan = self._plan_prompt(request, limits)
-        max_tokens = _max_tokens(request.max_tokens, plan.usage, limits)
+        num_beams = 1 if request.beams is None else request.beams.num_beams
+        max_tokens = _max_tokens(request.max_tokens, plan.usage, limits, num_beams)
         _check_min_tokens(request.sampling.min_tokens, max_tokens)
         _check_crops([picture.slices for picture in plan.pictures], limits)
         names = tuple(file_hash(picture.image.data, request.cache_salt) for picture in plan.pictures)
@@ -321,8 +324,36 @@ def _usage(images: Sequence[ImageInput], plans: Sequence[SlicePlan], num_prompt_
     )
 
 
-def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
-    """Ids to generate: what was asked for, or the default cut to what the context leaves. Raises ContextOverflow."""
+def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits, num_beams: int) -> int:
+    """Ids to generate: what was asked for, or the default cut to what there is room for. Raises ContextOverflow."""
+    if num_beams == 1:
+        return _max_tokens_of_one(asked, usage, limits)
+    room = _room_of_beams(num_beams, usage.prompt_tokens, limits)
+    max_tokens = _max_tokens_of_one(asked, usage, limits)
+    if asked is None:
+        max_tokens = min(max_tokens, max(room, 1))
+    if max_tokens > room:
+        raise ContextOverflow(
+            f"the prompt has {usage.prompt_tokens} tokens, and {max_tokens} more are asked for with {num_beams} beams; "
+            f"the KV cache has room for {max(room, 0)} more of each beam",
+            param="messages" if asked is None or room < 1 else "max_tokens",
+        )
+    return max_tokens
+
+
+def _room_of_beams(num_beams: int, num_prompt: int, limits: EngineLimits) -> int:
+    """Ids that each beam can generate. They share the full blocks of the prompt; the last id is never computed.
+
+    With 10 blocks of 16: after 40 prompt tokens 2 beams share 2 blocks and have 4 each, in which 6 * 16 - 40 generated
+    ids are computed.
+    """
+    num_shared = num_prompt // limits.kv_block_tokens
+    num_own = (limits.num_kv_blocks - num_shared) // num_beams
+    return (num_shared + num_own) * limits.kv_block_tokens - num_prompt + 1
+
+
+def _max_tokens_of_one(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
+    """By the context alone."""
     left = limits.max_context_tokens - usage.prompt_tokens
     max_tokens = min(limits.default_max_tokens, max(left, 1)) if asked is None else asked
     if max_tokens > left:

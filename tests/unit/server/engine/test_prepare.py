@@ -11,17 +11,28 @@ from model.slicing import plan_slices
 from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.arena import padded
+from server.engine.beam_planner import BeamPlanner
+from server.engine.beam_search import BeamParams
+from server.engine.blocks import BlockPool
 from server.engine.pictures import PictureIndex
 from server.engine.prepare import EngineLimits, Preparer, choice_seeds
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
-from server.request import ImageInput, Message, RawPrompt
+from server.request import Beams, ImageInput, Message, RawPrompt
+from tests.support.builders import make_sequence
 from tests.support.engines import IMAGE_LIMITS, load_tokenizer, make_image, make_request
 from tests.support.golden import TINY_V2, case_names, load_case
 from tests.support.pictures import encode
 
 CONFIG = load_config(TINY_V2)
-LIMITS = EngineLimits(max_context_tokens=4096, default_max_tokens=1024, max_crops=100, max_crop_bytes=10**8)
+LIMITS = EngineLimits(
+    max_context_tokens=4096,
+    default_max_tokens=1024,
+    max_crops=100,
+    max_crop_bytes=10**8,
+    num_kv_blocks=256,
+    kv_block_tokens=16,
+)
 ONE_WORKER = {"num_image_workers": 1, "image_limits": IMAGE_LIMITS}
 
 
@@ -288,3 +299,26 @@ def test_a_raw_prompt_that_cannot_be(preparer, content):
 def test_a_raw_prompt_that_is_too_long_is_not_encoded(preparer):
     request = dataclasses.replace(make_request(""), raw_prompt=RawPrompt("a" * 10**7))
     assert isinstance(refusal(preparer, request), ContextOverflow)
+
+
+@pytest.mark.parametrize(
+    ("num_kv_blocks", "asked", "expected"),
+    [(256, None, 1024), (256, 2000, "max_tokens"), (40, None, "all"), (40, 1, 1), (1, None, "messages")],
+)
+def test_beams_share_the_prompt_and_have_the_rest_of_the_cache_each(preparer, num_kv_blocks, asked, expected):
+    """What is accepted can run: the planner counts in the same way."""
+    request = make_request("What is this? " * 3, max_tokens=asked, beams=Beams(num_beams=3))
+    if expected in ("max_tokens", "messages"):
+        error = refusal(preparer, request, num_kv_blocks=num_kv_blocks)
+        assert (error.param, error.code) == (expected, "context_length_exceeded")
+        assert "3 beams" in error.message
+        return
+    prepared = prepare(preparer, request, num_kv_blocks=num_kv_blocks)
+    planner = BeamPlanner(BlockPool(num_kv_blocks, 16))
+    sequence = make_sequence(len(prepared.prompt_ids), beams=BeamParams(3), max_tokens=prepared.max_tokens)
+    planner.add(sequence)
+    assert planner.num_blocks(sequence, sequence.max_computed) <= num_kv_blocks
+    if expected == "all":
+        assert planner.num_blocks(sequence, sequence.max_computed + 1) > num_kv_blocks
+    else:
+        assert prepared.max_tokens == expected
