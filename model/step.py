@@ -103,10 +103,18 @@ class Draw:
 
     uniforms: tuple[float, ...]
     """At least one, in [0, 1): the points of the cumulative distributions that are taken. Unused by greedy."""
+    masks: tuple[bytes, ...] = ()
+    """Empty where any id may be drawn. Else, for each point, a bit for each id of the vocabulary, the lowest bit of the
+    first byte for id 0, filled up to `mask_bytes`: 1 for the ids that may be drawn there, at least one."""
 
     @property
     def num_drafted(self) -> int:
         return len(self.uniforms) - 1
+
+
+def mask_bytes(vocab_size: int) -> int:
+    """Bytes of one of a draw's masks: whole words of 32 bits."""
+    return (vocab_size + 31) // 32 * 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,17 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer has to match from its first to its last character."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar", "lark"]
+    """Of the source: a JSON schema, a regular expression, a JSON list of strings, a grammar in Lark or GBNF, Lark."""
+    source: str
+    param: str
+    """Path of the request's field that it came in, for error messages."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything the engine needs to answer, already validated, in no particular client's dialect."""
 
@@ -49,6 +60,8 @@ class GenerationRequest:
     ignore_eos: bool = False
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
+    constraint: Constraint | None = None
+    """Each choice's text matches it when it has ended with "stop"; not with `ignore_eos`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def build_engine(settings: Settings, folder: Path, model_id: str, metrics: Metri
         metrics,
         num_image_threads=settings.image_threads,
         specials_in_text=settings.special_tokens_in_text,
+        grammar_timeout_s=settings.grammar_timeout_s,
     )
 
 

@@ -19,7 +19,7 @@ from model.runtime.memory_choice import plan_memory
 from model.runtime.memory_plan import Limits, MemoryPlan, Wishes, make_limits
 from model.runtime.packing import pack_rows
 from model.runtime.sampler import Sampler
-from model.step import RunnerInfo, Sampled, SequenceRow, StepBatch, StepOutput
+from model.step import RunnerInfo, Sampled, SequenceRow, StepBatch, StepOutput, mask_bytes
 
 
 class TorchRunner:
@@ -86,13 +86,15 @@ class TorchRunner:
         slots: list[int] = []
         uniforms: list[float] = []
         guesses: list[int | None] = []
+        masks: list[bytes | None] = []
         for row in rows:
             counts.append(0 if row.draw is None else len(row.draw.uniforms))
             if row.draw is not None:
                 slots += [row.state_slot] * len(row.draw.uniforms)
                 uniforms += row.draw.uniforms
                 guesses += [None, *row.token_ids[len(row.token_ids) - row.draw.num_drafted :]]
-        drawn = iter(self._sampler.draw(logits_RV, slots, uniforms, guesses))
+                masks += row.draw.masks or [None] * len(row.draw.uniforms)
+        drawn = iter(self._sampler.draw(logits_RV, slots, uniforms, guesses, masks))
         return tuple(tuple(one for one in islice(drawn, count) if one is not None) for count in counts)
 
     def _check(self, batch: StepBatch) -> None:
@@ -114,6 +116,9 @@ class TorchRunner:
             assert 0 <= min(row.token_ids) <= max(row.token_ids) < config.language.vocab_size
             assert 0 <= row.state_slot < info.num_state_slots
             assert row.draw is None or 1 <= len(row.draw.uniforms) <= len(row.token_ids)
+            if row.draw is not None and row.draw.masks:
+                assert len(row.draw.masks) == len(row.draw.uniforms)
+                assert {len(mask) for mask in row.draw.masks} == {mask_bytes(config.language.vocab_size)}
             for crop in row.crops:
                 assert 0 <= crop.crop_slot < info.num_crop_slots
                 assert 0 <= crop.first_query < crop.first_query + crop.num_queries <= config.resampler.num_queries

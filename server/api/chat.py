@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from server.api.admission import Admission
 from server.api.connection import read_json_body, while_connected
+from server.api.constraint import constraint_of
 from server.api.convert import read_pictures, to_generation_request
 from server.api.errors import invalid_body, json_response
 from server.api.protocol import ChatCompletionRequest
@@ -20,7 +21,7 @@ from server.api.sse import EventStream
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
-from server.request import ImageInput, ModelInfo, TokenEvent
+from server.request import Constraint, ImageInput, ModelInfo, TokenEvent
 from server.settings import Settings
 from server.version import VERSION
 
@@ -73,26 +74,26 @@ async def _prepare(
 ) -> tuple[ChatCompletionRequest, PreparedRequest]:
     model = engine.model
     if len(body) <= _INLINE_BYTES:
-        wire, pictures, urls = _parse(body, model, settings)
+        wire, constraint, pictures, urls = _parse(body, model, settings)
     else:
-        wire, pictures, urls = await asyncio.to_thread(_parse, body, model, settings)
+        wire, constraint, pictures, urls = await asyncio.to_thread(_parse, body, model, settings)
     if urls:
         # After all that costs nothing: whatever is wrong with the request itself is settled by now.
         pictures |= await remote_images.fetch(urls)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
-    request = to_generation_request(wire, pictures, request_id=request_id, model=model)
+    request = to_generation_request(wire, pictures, request_id=request_id, model=model, constraint=constraint)
     return wire, await engine.prepare(request)
 
 
 def _parse(
     body: bytearray, model: ModelInfo, settings: Settings
-) -> tuple[ChatCompletionRequest, dict[str, ImageInput], dict[str, str]]:
+) -> tuple[ChatCompletionRequest, Constraint | None, dict[str, ImageInput], dict[str, str]]:
     try:
         # Not the bytearray itself, which takes pydantic five times as long.
         wire = ChatCompletionRequest.model_validate_json(bytes(body), context=settings)
     except ValidationError as err:
         raise invalid_body(err) from err
-    return wire, *read_pictures(wire, model=model, settings=settings)
+    return wire, constraint_of(wire, settings), *read_pictures(wire, model=model, settings=settings)
 
 
 def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelInfo) -> Reply:

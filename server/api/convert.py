@@ -16,7 +16,7 @@ from server.api.protocol import (
     UserMessage,
 )
 from server.errors import InvalidRequest, NotFound
-from server.request import GenerationRequest, ImageInput, Message, ModelInfo
+from server.request import Constraint, GenerationRequest, ImageInput, Message, ModelInfo
 from server.settings import Settings
 
 _WireMessage = SystemMessage | UserMessage | AssistantMessage
@@ -50,12 +50,18 @@ def read_pictures(
 
 
 def to_generation_request(
-    wire: ChatCompletionRequest, pictures: Mapping[str, ImageInput], *, request_id: str, model: ModelInfo
+    wire: ChatCompletionRequest,
+    pictures: Mapping[str, ImageInput],
+    *,
+    request_id: str,
+    model: ModelInfo,
+    constraint: Constraint | None = None,
 ) -> GenerationRequest:
     """The request in the engine's words.
 
     Args:
         pictures: all of the request, by the paths of their fields.
+        constraint: what it wants its answers to match.
     """
     return GenerationRequest(
         request_id=request_id,
@@ -66,6 +72,7 @@ def to_generation_request(
         num_choices=wire.n or 1,
         stop=tuple(wire.stop or ()),
         ignore_eos=bool(wire.ignore_eos),
+        constraint=constraint,
     )
 
 

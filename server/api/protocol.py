@@ -44,8 +44,9 @@ class WireModel(BaseModel):
     def _no_unknown_field(cls, data: Any) -> Any:
         # `extra="forbid"` alone would collect an error for each of a million unknown keys.
         if isinstance(data, dict):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in data:
-                if name not in cls.model_fields:
+                if name not in known:
                     raise PydanticCustomError(UNKNOWN_PARAMETER, "is not a known parameter", {"param": name})
         return data
 
@@ -203,6 +204,69 @@ def _choices_limit(value: int | None, info: ValidationInfo) -> int | None:
     return value
 
 
+class JsonSchemaFormat(WireModel):
+    """`response_format.json_schema`. Name and description are for people."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Annotated[str | None, Field(max_length=4096)] = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """None: any object."""
+    strict: bool | None = None
+    """False leaves out the keywords that cannot be enforced; all others are enforced in any case."""
+
+
+class TextFormat(WireModel):
+    type: Literal["text"]
+
+
+class JsonObjectResponse(WireModel):
+    type: Literal["json_object"]
+
+
+class JsonSchemaResponse(WireModel):
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaFormat
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectResponse, Tag("<json_object>")]
+    | Annotated[JsonSchemaResponse, Tag("<json_schema>")],
+    _by("type", "'text', 'json_object' or 'json_schema'"),
+]
+
+
+class StructuredOutputs(WireModel):
+    """What an answer has to match, in vLLM's words. One of the first five is given."""
+
+    json_: Annotated[Any, Field(alias="json")] = None
+    """A JSON schema, as an object or as text."""
+    regex: Annotated[str | None, Field(min_length=1)] = None
+    choice: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Field(min_length=1),
+        FailFast(),
+        _length_limit("max_choice_strings"),
+    ] = None
+    grammar: Annotated[str | None, Field(min_length=1)] = None
+    """In Lark as llguidance reads it, or GBNF."""
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: Annotated[str | None, Field(min_length=1)] = None
+    structural_tag: NotSupported = None
+
+
+def _moved_to(new: str) -> PlainValidator:
+    """A field of older servers: refused with the words that replaced it."""
+
+    def check(value: Any) -> None:
+        if value is not None:
+            raise PydanticCustomError(UNSUPPORTED_PARAMETER, "is not supported any more; use {new}", {"new": new})
+
+    return PlainValidator(check)
+
+
 class ChatCompletionRequest(WireModel):
     messages: Annotated[list[WireMessage], Field(min_length=1), FailFast(), _length_limit("max_messages")]
     model: str
@@ -227,7 +291,7 @@ class ChatCompletionRequest(WireModel):
     prompt_cache_options: NotSupported = None
     prompt_cache_retention: NotSupported = None
     reasoning_effort: NotSupported = None
-    response_format: Annotated[dict[str, str] | None, _only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     service_tier: Annotated[str | None, _only("auto", "default")] = None
@@ -254,11 +318,18 @@ class ChatCompletionRequest(WireModel):
     """Generate on past the end id, up to max_tokens."""
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
 
     # Known from other servers, and not done here.
     best_of: NotSupported = None
+    guided_choice: Annotated[None, _moved_to("structured_outputs.choice")] = None
+    guided_decoding_backend: Annotated[None, _moved_to("structured_outputs, which has one backend")] = None
+    guided_grammar: Annotated[None, _moved_to("structured_outputs.grammar")] = None
+    guided_json: Annotated[None, _moved_to("structured_outputs.json, or response_format")] = None
+    guided_regex: Annotated[None, _moved_to("structured_outputs.regex")] = None
+    guided_whitespace_pattern: Annotated[None, _moved_to("structured_outputs.whitespace_pattern")] = None
     length_penalty: NotSupported = None
     min_p: NotSupported = None
     min_tokens: NotSupported = None

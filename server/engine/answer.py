@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from model.tokenizer import Tokenizer
 from server.engine.channel import SampledToken, Stamps, Tokens
 from server.engine.detokenizer import Detokenizer
-from server.errors import ApiError, InternalError
+from server.errors import ApiError, InternalError, InvalidRequest
 from server.request import FinishReason, GenerationRequest, Timings, TokenEvent, TokenLogprob
 
 
@@ -32,6 +32,11 @@ class Answer:
     def put(self, tokens: Tokens) -> None:
         if tokens.finish_reason == "failed":
             self.fail(InternalError("the engine could not finish this request"))
+            return
+        if tokens.finish_reason == "off_grammar":
+            self.fail(
+                InvalidRequest("the grammar of this request is too complex to follow", code="grammar_too_complex")
+            )
             return
         self._choices[tokens.choice].put(tokens)
         self._news.set()
@@ -69,7 +74,7 @@ class Choice:
     def __init__(self, index: int, request: GenerationRequest, tokenizer: Tokenizer) -> None:
         self.index = index
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, request.stop)
+        self._detokenizer = Detokenizer(tokenizer, request.stop, strips=request.constraint is None)
         self._hides_end = not request.ignore_eos
         self._updates: list[Tokens] = []
         """Not yet looked at."""
@@ -135,6 +140,7 @@ def _finish_reason(last: Tokens, *, stopped: bool) -> FinishReason | None:
     if stopped:
         return "stop"
     assert last.finish_reason != "failed"
+    assert last.finish_reason != "off_grammar"
     return last.finish_reason
 
 

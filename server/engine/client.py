@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
+from server.engine.grammar_check import GrammarChecker
 from server.engine.prepare import EngineLimits, Picture, Pixels, PreparedRequest, Preparer
 from server.engine.process import WORKER_MODULE, EngineProcess
 from server.engine.session import EngineSession
@@ -97,12 +98,14 @@ class EngineClient:
         *,
         num_image_threads: int,
         specials_in_text: bool,
+        grammar_timeout_s: float,
         worker_module: str = WORKER_MODULE,
     ) -> None:
         """
         Args:
             config: what the engine process loads. `model_path` must be absolute: it runs in another folder.
             model: with the context by model and setting alone; what the KV cache can hold is known after the start.
+            grammar_timeout_s: for compiling the constraint of a request.
             worker_module: what is run with `python -m` as the engine process.
         """
         self._config = config
@@ -113,6 +116,7 @@ class EngineClient:
         self._preparer = Preparer(
             model_config, tokenizer, num_image_threads=num_image_threads, specials_in_text=specials_in_text
         )
+        self._grammars = GrammarChecker(timeout_s=grammar_timeout_s)
         self._supervisor = Supervisor(
             spawn=self._spawn,
             warm_up=self._warm_up,
@@ -166,12 +170,15 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine process, and with EngineUnavailable what still runs. After `start` has returned or raised."""
         await self._supervisor.stop()
+        await self._grammars.close()
         self._preparer.close()
 
     async def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """See `Engine.prepare`."""
         session = self._ready_session()
-        prepared = await self._preparer.prepare(request, self._limits(session), session.pictures)
+        # Before the pictures: a grammar that cannot be followed costs no pixel.
+        grammar = None if request.constraint is None else await self._grammars.check(request.constraint)
+        prepared = await self._preparer.prepare(request, self._limits(session), session.pictures, grammar)
         for work in prepared.image_work:
             self._observer.on_image(num_crops=work.num_crops, decode_s=work.decode_s, slice_s=work.slice_s)
         return prepared

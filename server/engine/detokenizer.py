@@ -53,8 +53,13 @@ class Detokenizer:
     #   safe .. certain end    in _certain, may become a stop string
     #   certain end .. end     in _held: text since the last special token, if there was one
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """`stop`: strings that end the answer, none of them empty."""
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, strips: bool = True) -> None:
+        """
+        Args:
+            stop: strings that end the answer, none of them empty.
+            strips: white space at both ends is dropped, as in the reference. A text that matches a grammar is kept.
+        """
+        self._strips = strips
         self._tokenizer = tokenizer
         # Invalid bytes come out as one surrogate each, which become one U+FFFD each, as in sentencepiece; Python's own
         # "replace" would make one U+FFFD of several.
@@ -119,7 +124,7 @@ class Detokenizer:
         self._add_text(_ESCAPED_BYTE.sub("\ufffd", text))
 
     def _add_text(self, text: str) -> None:
-        if self._scanner.position == 0:
+        if self._strips and self._scanner.position == 0:
             text = text.lstrip()
         if not text:
             return
@@ -160,6 +165,8 @@ class Detokenizer:
         self._taken += len(text)
         num_ids = len(self._begins) if end is None else bisect_left(self._begins, end)
         self._num_ids_counted, num_new_ids = num_ids, num_ids - self._num_ids_counted
+        if not self._strips:
+            return TextDelta(text, num_new_ids, self._stopped)
         if body := text.rstrip():
             self._spaces, before = [text[len(body) :]], self._spaces
             body = "".join(before) + body

@@ -82,6 +82,8 @@ class PreparedRequest:
     """One for each picture."""
     pictures: tuple[Picture, ...]
     """All of them, if any was not decoded: the engine may ask for the pixels. Else none: the files can be let go."""
+    grammar: str | None = None
+    """The request's constraint, checked, as the engine takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +126,15 @@ class Preparer:
         self._image_threads = ThreadPoolExecutor(num_image_threads, thread_name_prefix="image")
         self._longest_token_bytes = max(len(tokenizer.id_to_bytes(i)) for i in range(tokenizer.vocab_size))
 
-    async def prepare(self, request: GenerationRequest, limits: EngineLimits, index: PictureIndex) -> PreparedRequest:
+    async def prepare(
+        self, request: GenerationRequest, limits: EngineLimits, index: PictureIndex, grammar: str | None = None
+    ) -> PreparedRequest:
         """Everything the engine needs of the request.
 
         Args:
             limits: of the engine.
             index: the pictures that the engine has seen; new ones are added.
+            grammar: of the request's constraint.
 
         Raises:
             ContextOverflow: prompt and answer do not fit.
@@ -148,6 +153,7 @@ class Preparer:
             max_tokens=plan.max_tokens,
             image_work=work,
             pictures=plan.pictures if any(crop.pixels is None for crop in crops) else (),
+            grammar=grammar,
         )
 
     async def cut(self, pictures: Sequence[Picture]) -> tuple[list[Pixels], list[ImageWork]]:

@@ -6,8 +6,9 @@ from typing import Literal
 
 from model.step import SamplingParams
 from server.engine.channel import Crop
+from server.engine.grammar import Matcher
 
-FinishReason = Literal["stop", "length", "failed"]
+FinishReason = Literal["stop", "length", "failed", "off_grammar"]
 
 _UINT64 = 2**64 - 1
 
@@ -46,6 +47,8 @@ class Sequence:
     """Seconds of the engine's clock, like the two stamps below."""
     cache_salt: bytes = b""
     """Only sequences with the same salt share KV blocks."""
+    matcher: Matcher | None = None
+    """What may be said next, by a grammar; None: anything. Advances with each generated id."""
     scheduled: float | None = None
     """Start of the first step that worked on this sequence."""
     first_token: float | None = None
@@ -121,6 +124,12 @@ class Sequence:
             self.first_token = now
         if token_id == self.eos_id:
             return "stop"
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
+            if self.matcher.is_complete:
+                return "stop"  # only the end could follow: a step less
+            if self.matcher.has_failed:
+                return "off_grammar"
         return "length" if len(self.generated_ids) == self.max_tokens else None
 
     def leave(self, status: Status) -> None:

@@ -129,6 +129,7 @@ class EngineSession:
             max_tokens=prepared.max_tokens,
             eos_id=None if request.ignore_eos else self._tokenizer.eos_id,
             cache_salt=request.cache_salt,
+            grammar=prepared.grammar,
         )
 
     def _send_pixels(self, request_id: int, offsets: list[int]) -> None:

@@ -9,6 +9,7 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
+from server.engine.grammar import Matcher
 from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
@@ -82,6 +83,7 @@ def make_sequence(
     eos_id: int | None = None,
     arrived: float = 0.0,
     cache_salt: bytes = b"",
+    matcher: Matcher | None = None,
 ) -> Sequence:
     """A sequence over `prompt_ids`, by default `num_prompt` ids that differ from request to request."""
     return Sequence(
@@ -95,6 +97,7 @@ def make_sequence(
         eos_id=eos_id,
         arrived=arrived,
         cache_salt=cache_salt,
+        matcher=matcher,
     )
 
 

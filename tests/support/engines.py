@@ -118,6 +118,7 @@ def make_client(recorder: Recorder, **changes: Any) -> EngineClient:
         recorder,
         num_image_threads=1,
         specials_in_text=False,
+        grammar_timeout_s=TIMEOUT_S,
         worker_module=FAKE_WORKER,
     )
 

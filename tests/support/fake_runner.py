@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from model.step import EncodeWork, RunnerInfo, Sampled, SamplingParams, SequenceRow, StepBatch, StepOutput
+from server.engine.grammar import Matcher
 from server.engine.sequence import uniform
 
 CROP_BYTES = 100
@@ -103,8 +104,9 @@ class FakeRunner:
         num_known = len(cells) - row.draw.num_drafted
         draft = row.token_ids[len(row.token_ids) - row.draw.num_drafted :]
         drawn: list[Sampled] = []
-        for count, point in enumerate(row.draw.uniforms):
-            drawn.append(choose(cells[: num_known + count], generated, sampling, point, self._vocab_size))
+        masks = row.draw.masks or (None,) * len(row.draw.uniforms)
+        for count, (point, mask) in enumerate(zip(row.draw.uniforms, masks, strict=True)):
+            drawn.append(choose(cells[: num_known + count], generated, sampling, point, self._vocab_size, mask))
             generated.append(drawn[-1].token_id)
             if [one.token_id for one in drawn] != list(draft[: count + 1]):
                 break
@@ -128,11 +130,21 @@ def crop_input(pixels: bytes, query: int) -> bytes:
 
 
 def choose(
-    cells: Iterable[bytes], generated: list[int], sampling: SamplingParams, point: float, vocab_size: int
+    cells: Iterable[bytes],
+    generated: list[int],
+    sampling: SamplingParams,
+    point: float,
+    vocab_size: int,
+    mask: bytes | None = None,
 ) -> Sampled:
-    """The next id, from what the cache holds, what the sampling state has seen, and the draw."""
+    """The next id, from what the cache holds, what the sampling state has seen, and the draw.
+
+    Where the mask does not have that id, it is the next one that the mask has.
+    """
     seen = f"{generated} {sampling} {point if sampling.temperature > 0 else None}"
     token_id = int.from_bytes(blake2b(b"".join([*cells, seen.encode()]), digest_size=8).digest()) % vocab_size
+    while mask is not None and not mask[token_id // 8] >> token_id % 8 & 1:
+        token_id = (token_id + 1) % vocab_size
     if sampling.num_logprobs is None:
         return Sampled(token_id, None, ())
     top = tuple(((token_id + rank) % vocab_size, -0.5 - rank) for rank in range(sampling.num_logprobs))
@@ -149,6 +161,7 @@ def expected_ids(
     max_tokens: int,
     eos_id: int | None,
     vocab_size: int = 23,
+    matcher: Matcher | None = None,
 ) -> list[int]:
     """What a FakeRunner's sequence generates when nothing goes wrong: all at once, alone, without any cache.
 
@@ -158,13 +171,19 @@ def expected_ids(
         crop_queries: positions that a crop takes.
         sampling, seed, max_tokens, eos_id: as in the request.
         vocab_size: the runner's.
+        matcher: of its grammar, at the beginning.
     """
     inputs = [text_input(token_id) for token_id in prompt_ids]
     for start, pixels in crops:
         inputs[start : start + crop_queries] = [crop_input(pixels, query) for query in range(crop_queries)]
     generated: list[int] = []
     while len(generated) < max_tokens and (not generated or generated[-1] != eos_id):
+        if matcher is not None and matcher.is_complete:
+            break
         known = inputs + [text_input(token_id) for token_id in generated]
         cells = [b"%d:%s" % (position, cell) for position, cell in enumerate(known)]
-        generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size).token_id)
+        mask = None if matcher is None else matcher.masks[0]
+        generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size, mask).token_id)
+        if matcher is not None and generated[-1] != eos_id:
+            matcher.advance(generated[-1])
     return generated

@@ -11,7 +11,7 @@ from server.api.errors import field_path, invalid_body
 from server.api.protocol import ChatCompletionRequest, ImagePart, TextPart
 from server.errors import InvalidRequest
 
-LIMITS = SimpleNamespace(max_messages=3, max_parts=4, max_choices=4, max_stop_strings=2)
+LIMITS = SimpleNamespace(max_messages=3, max_parts=4, max_choices=4, max_stop_strings=2, max_choice_strings=2, max_tools=2)
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -110,8 +110,8 @@ def test_null_is_the_same_as_nothing(name: str) -> None:
         ("prompt_cache_options", {"mode": "explicit"}),
         ("prompt_cache_retention", "24h"),
         ("reasoning_effort", "low"),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "n"}}),
+        ("guided_json", {"type": "object"}),
+        ("guided_choice", ["a"]),
         ("service_tier", "flex"),
         ("stop_token_ids", [2]),
         ("tool_choice", "auto"),
