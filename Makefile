@@ -4,16 +4,27 @@
 #   TORCH_INDEX  a package index to search besides for torch; https://download.pytorch.org/whl/cpu saves gigabytes
 #                on a machine without a GPU
 #   ARGS         more arguments for the command
+#   VARIANT      of the image: cpu or cuda
+#   TORCH_CPU    for `lock`: a page with links to torch's wheels without CUDA, or a folder of them
+#   RUNBOOKS     for `monitoring`: the address of a copy of this repository's pages, which alerts link to
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+RUNBOOKS ?=
+VARIANT ?= cpu
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
 
 VENV_PYTHON := .venv/bin/python
+# The versions of constraints.txt, with the hash of every file, for the Python of the image.
+IMAGE_LOCK := pyproject.toml --constraint constraints.txt --python-version 3.11 \
+    --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-emit-find-links \
+    --no-annotate --custom-compile-command "make lock" --quiet
 BOOTSTRAP := $(PYTHON) scripts/bootstrap.py --torch-index "$(TORCH_INDEX)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock
+.PHONY: help setup setup-dev serve test check lint types unit bench-smoke format docs lock \
+	monitoring check-rules check-image image tools
 
 help: ## Show the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -46,11 +57,35 @@ format: setup-dev ## Put the code into its format
 
 docs: setup-dev ## Write the parts of docs/ that come from the code
 	$(VENV_PYTHON) scripts/settings_table.py
+	$(VENV_PYTHON) -m scripts.metrics_table
 
-lock: setup-dev ## Pin the versions in constraints.txt anew: make lock ARGS=--upgrade for newer ones
+monitoring: setup ## Write the manifest of the alert rules and the dashboard
+	$(VENV_PYTHON) -m scripts.prometheus_rule $(RUNBOOKS)
+	$(VENV_PYTHON) -m scripts.dashboard
+
+check-rules: setup-dev ## Check alert rules and dashboard; with promtool on the path, also that each alert fires
+	$(VENV_PYTHON) -m pytest tests/deploy/test_rules.py tests/deploy/test_dashboard.py $(ARGS)
+
+check-image: setup-dev ## Check Dockerfile and compose file, with what of the tools is there
+	$(VENV_PYTHON) -m pytest tests/deploy/test_image.py $(ARGS)
+
+image: ## Build the image: make image VARIANT=cuda
+	docker build --tag minicpmv:$(VARIANT) --build-arg VARIANT=$(VARIANT) \
+	    --build-arg VERSION="$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' server/version.py)" \
+	    --build-arg REVISION="$$(git rev-parse HEAD)" $(ARGS) .
+
+tools: ## Install the checkers of deploy/tools.txt into .tools
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet --requirement deploy/tools.txt
+
+lock: setup-dev ## Pin the versions in constraints.txt and deploy/image anew: make lock ARGS=--upgrade for newer ones
 	$(VENV_PYTHON) -m pip install --quiet uv
 	$(VENV_PYTHON) -m uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras \
 	    --annotation-style line --custom-compile-command "make lock" --output-file constraints.txt --quiet $(ARGS)
+	sed -n 's/^torch==\([^ ]*\).*/torch==\1+cpu/p' constraints.txt > .venv/torch-cpu.txt
+	$(VENV_PYTHON) -m uv pip compile $(IMAGE_LOCK) --output-file deploy/image/cuda.txt
+	$(VENV_PYTHON) -m uv pip compile $(IMAGE_LOCK) --output-file deploy/image/cpu.txt \
+	    --override .venv/torch-cpu.txt --find-links "$(TORCH_CPU)"
 
 setup:
 	@$(BOOTSTRAP)

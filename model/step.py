@@ -22,9 +22,9 @@ from typing import Protocol
 class SamplingParams:
     """How one sequence's next id is chosen from its logits. Greedy when `temperature` is 0.
 
-    Order of work (MiniCPM-V's reference through transformers): repetition penalty, then presence and frequency
-    penalty, temperature, top-k, top-p, softmax, one draw. Penalties see generated ids only; the repetition
-    penalty also sees the implicit start id. Neither ever sees the prompt.
+    Order of work (MiniCPM-V's reference through transformers): bias, repetition penalty, then presence and frequency
+    penalty, end ids held back, temperature, top-k, top-p, min-p, softmax, one draw. Penalties see generated ids only;
+    the repetition penalty also sees the implicit start id. Neither ever sees the prompt.
     """
 
     temperature: float = 0.0
@@ -39,6 +39,14 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     num_logprobs: int | None = None
     """None: no log-probabilities. n >= 0: that of the chosen id and the n best alternatives, of the raw logits."""
+    min_p: float = 0.0
+    """In [0, 1]: only ids at least this many times as probable as the most probable one are drawn; 0 keeps all."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(id, what is added to its score), each id once."""
+    min_tokens: int = 0
+    """Ids that are generated before one of `end_ids` may be."""
+    end_ids: tuple[int, ...] = ()
+    """Ids that end the answer. They matter only where there are `min_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)

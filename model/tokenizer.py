@@ -129,20 +129,24 @@ class Tokenizer:
         heads = [head] if head != self.unk_id else [self._byte_id(byte) for byte in text[0].encode()]
         return heads + self.encode_continuation(text[1:])
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of generated ids by the reference's whole rule; "" when nothing is left.
 
-        <unk> is dropped anywhere, <s> at the beginning, </s> at the end; other special tokens are kept by name.
+        <unk> is dropped anywhere, <s> at the beginning, </s> at the end; other special tokens are kept by name. With
+        `skip_special_tokens` all of them are dropped, with False none is.
         The space that a special token brings goes before the text since the special token before it, not directly
         before the token: <box>, "1", </box> gives "<box> 1</box>". White space at both ends is stripped.
 
         Source: `LlamaTokenizer.convert_tokens_to_string` of transformers 4.36.0, and `chat` of modeling_minicpmv.py.
         """
-        kept = [token_id for token_id in ids if token_id != self.unk_id]
-        if kept[:1] == [self.bos_id]:
-            del kept[0]
-        if kept[-1:] == [self.eos_id]:
-            del kept[-1]
+        if skip_special_tokens is None:
+            kept = [token_id for token_id in ids if token_id != self.unk_id]
+            if kept[:1] == [self.bos_id]:
+                del kept[0]
+            if kept[-1:] == [self.eos_id]:
+                del kept[-1]
+        else:
+            kept = [token_id for token_id in ids if not (skip_special_tokens and token_id in self._specials)]
         parts: list[str] = []
         stretch: list[int] = []
         for token_id in kept:

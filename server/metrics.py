@@ -1,10 +1,12 @@
 """Every metric, named once. Prometheus names `minicpmv_*`, in seconds, bytes and tokens.
 
-No label ever takes a value from a client: routes are templates, methods and reasons come from closed sets.
+No label ever takes a value from a client: routes are templates, methods and reasons come from closed sets, names of
+keys from the operator.
 Implements `server.engine.client.EngineObserver`; everything here is called on the event loop's thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -41,6 +43,16 @@ _TIERS = ("device", "host")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One line of docs/metrics.md."""
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...]
+
+
 class Metrics:
     """The metrics of one server, in a registry of its own."""
 
@@ -48,6 +60,9 @@ class Metrics:
         # A second sample a series that says when it was born; no dashboard reads it and the page grows by half.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the package types only part of itself
         self.registry = CollectorRegistry()
+        self.routing_registry = CollectorRegistry()
+        """The few of them that routers choose a replica by."""
+        self.catalogue: list[Described] = []
         ProcessCollector(registry=self.registry)
         self._engine_metrics()
         self._request_metrics()
@@ -58,6 +73,10 @@ class Metrics:
         """The page for Prometheus. Takes milliseconds: `server.api.health` calls it off the event loop."""
         return generate_latest(self.registry)
 
+    def render_routing(self) -> bytes:
+        """The page for routers, in a tenth of a millisecond."""
+        return generate_latest(self.routing_registry)
+
     # From the engine (EngineObserver)
 
     def on_ready(self, ready: Ready) -> None:
@@ -67,9 +86,12 @@ class Metrics:
         self.memory_budget_bytes.set(ready.memory_budget_bytes)
         self.engine_weight_bytes.set(ready.weight_bytes)
         self.engine_kv_bytes.set(ready.kv_bytes)
+        for tier, num_slots in zip(_TIERS, (ready.num_crop_slots, ready.num_host_slots), strict=True):
+            self.image_cache_capacity.labels(tier).set(num_slots)
 
     def on_stats(self, stats: Stats) -> None:
         """A snapshot of the engine and what was added since the last one."""
+        self.engine_reports.inc()
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.num_kv_blocks_used / stats.num_kv_blocks if stats.num_kv_blocks else 0)
@@ -123,6 +145,11 @@ class Metrics:
 
     # From the HTTP layer
 
+    def watch_admission(self, *, num_held: Callable[[], int], is_ready: Callable[[], bool]) -> None:
+        """What is asked for whenever the page is rendered, in whatever thread."""
+        self.requests_in_progress.set_function(num_held)
+        self.ready.set_function(is_ready)
+
     def on_image_fetch(self, elapsed_s: float) -> None:
         """A remote picture has come, redirects included."""
         self.image_fetch_s.observe(elapsed_s)
@@ -142,6 +169,14 @@ class Metrics:
     def on_stream_error(self, reason: str) -> None:
         """A stream that had begun ended with an error event; the reason is the error's code."""
         self.stream_errors.labels(reason).inc()
+
+    def on_key_request(self, name: str) -> None:
+        """A key's request passed the key's limits. Names are the operator's."""
+        self.key_requests.labels(name).inc()
+
+    def on_key_tokens(self, name: str, num_tokens: int) -> None:
+        """A request of this key has ended: its prompt and answer tokens."""
+        self.key_tokens.labels(name).inc(num_tokens)
 
     def on_first_token(self, elapsed_s: float) -> None:
         """A request's first token has come, so long after the request."""
@@ -177,8 +212,13 @@ class Metrics:
             "Always 1; the size of the KV cache is in the labels.",
             ["block_size", "num_gpu_blocks"],
         )
+        for gauge in (self.running, self.waiting, self.kv_usage, self.cache_config):
+            self.routing_registry.register(gauge)
         self.preemptions = self._counter("num_preemptions_total", "Sequences put back to make room in the KV cache.")
         self.engine_steps = self._counter("engine_steps_total", "Steps that the engine has run.")
+        self.engine_reports = self._counter(
+            "engine_reports_total", "Reports of the engine: one a second at least, unless it loads or is stuck."
+        )
         self.prompt_tokens = self._counter(
             "prompt_tokens_total", "Prompt tokens, computed or found in the prefix cache."
         )
@@ -208,7 +248,13 @@ class Metrics:
         self.http_requests = self._counter(
             "http_requests_total", "HTTP exchanges by route template.", ["route", "method", "code"]
         )
+        self.requests_in_progress = self._gauge(
+            "requests_in_progress", "Requests that hold a place, from their body to the last byte of the answer."
+        )
+        self.ready = self._gauge("ready", "1 while a request would be answered: /health/ready.")
         self.rejected = self._counter("requests_rejected_total", "Requests refused, by error code.", ["reason"])
+        self.key_requests = self._counter("key_requests_total", "Requests within their key's limits.", ["key"])
+        self.key_tokens = self._counter("key_tokens_total", "Prompt and answer tokens by key.", ["key"])
         self.stream_errors = self._counter("stream_errors_total", "Streams that ended with an error event.", ["reason"])
         self.requests_finished = self._counter("requests_finished_total", "Accepted requests that ended.", ["outcome"])
         self.choices_finished = self._counter("choices_finished_total", "Choices that ended.", ["finish_reason"])
@@ -257,6 +303,9 @@ class Metrics:
         self.image_cache_bytes = self._gauge(
             "image_cache_bytes", "Encoded crops, and on the device those to be.", ["tier"]
         )
+        self.image_cache_capacity = self._gauge(
+            "image_cache_capacity_crops", "Encoded crops that there is room for.", ["tier"]
+        )
         for tier in _TIERS:
             for metric in (self.image_cache_queries, self.image_cache_hits, self.image_cache_evictions):
                 metric.labels(tier)
@@ -272,10 +321,14 @@ class Metrics:
         )
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
-        return Gauge(f"minicpmv_{name}", text, labels, registry=self.registry)
+        return Gauge(self._describe(name, "gauge", text, labels), text, labels, registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-        return Counter(f"minicpmv_{name}", text, labels, registry=self.registry)
+        return Counter(self._describe(name, "counter", text, labels), text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"minicpmv_{name}", text, buckets=buckets, registry=self.registry)
+        return Histogram(self._describe(name, "histogram", text, ()), text, buckets=buckets, registry=self.registry)
+
+    def _describe(self, name: str, kind: str, text: str, labels: Sequence[str]) -> str:
+        self.catalogue.append(Described(f"minicpmv_{name}", kind, text, tuple(labels)))
+        return f"minicpmv_{name}"

@@ -58,6 +58,12 @@ class GenerationRequest:
     num_choices: int = 1
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    """End the answer as the end id does."""
+    include_stop: bool = False
+    """The text ends with what stopped it, a string or one of `stop_token_ids`, instead of before it."""
+    skip_special_tokens: bool | None = None
+    """Names of special tokens in the text: none, all, or with None those that the vendor's own code leaves."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
     constraint: Constraint | None = None

@@ -28,6 +28,7 @@ from server.request import ModelInfo
 from server.sampling_defaults import sampling_defaults
 from server.settings import InvalidSettings, Settings
 from server.version import VERSION
+from server.vllm_metrics import add_vllm_names
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,11 @@ def run_server(settings: Settings) -> int:
         with bind_socket(settings.host, settings.port) as listener:
             _warn_when_open(listener, keys)
             model = resolve_model(settings.model, settings.revision, settings.model_source)
+            model_id = settings.served_model_name or model.model_id
             metrics = Metrics(version=VERSION)
-            engine = build_engine(settings, model.folder, settings.served_model_name or model.model_id, metrics)
+            if settings.metrics_compat == "vllm":
+                add_vllm_names(metrics, model_id)
+            engine = build_engine(settings, model.folder, model_id, metrics)
             announce = partial(_announcement, engine, url=url_of(listener), needs_key=bool(keys))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(ServerLife(settings, listener, engine, metrics, keys, announce=announce).run())

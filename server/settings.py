@@ -132,6 +132,14 @@ class Settings(BaseSettings):
     # Who may call
     api_keys: tuple[SecretStr, ...] = Field((), description='keys that are accepted, as a JSON list: ["key", ...]')
     api_key_file: Path | None = Field(None, description="file of keys, one a line: KEY, or NAME:SHA256-OF-KEY in hex")
+    key_requests_per_minute: int | None = Field(None, ge=1, description="requests a minute of each key")
+    key_tokens_per_minute: int | None = Field(
+        None, ge=1, description="prompt and answer tokens a minute of each key; what was too much is waited for"
+    )
+    key_max_requests: int | None = Field(None, ge=1, description="requests of each key in the house at once")
+    isolate_keys: bool = Field(
+        False, description="keys find nothing of each other in the caches of prompts and pictures"
+    )
 
     # What a request may cost
     max_requests: int = Field(256, ge=1, description="requests in the house, waiting and running; more get a 429")
@@ -187,6 +195,9 @@ class Settings(BaseSettings):
         False, description="let special tokens typed in messages act as such; only where every client is trusted"
     )
 
+    metrics_compat: Literal["off", "vllm"] = Field(
+        "off", description="metrics under vLLM's names as well, for routers and dashboards that know no others"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["text", "json"] = Field("text", description="for people, or for collectors: an object a line")
 
@@ -196,6 +207,13 @@ class Settings(BaseSettings):
         if any(not key.get_secret_value().strip() for key in keys):
             raise ValueError("an API key is empty")
         return keys
+
+    @model_validator(mode="after")
+    def _limits_of_keys_have_keys(self) -> "Settings":
+        limits = (self.key_requests_per_minute, self.key_tokens_per_minute, self.key_max_requests)
+        if (any(limits) or self.isolate_keys) and not self.api_keys and self.api_key_file is None:
+            raise ValueError("limits and isolation of keys need api_keys or api_key_file")
+        return self
 
     @field_validator("remote_image_hosts")
     @classmethod

@@ -23,7 +23,7 @@ from model.demo.phrases import Language
 from model.demo.questions import Exchange, about, without_picture
 from model.demo.recipe import Recipe
 from model.demo.scene import Scene
-from model.demo.targets import Targets, in_reading_order, overview_targets, slice_targets, together
+from model.demo.targets import Targets, overview_targets, slice_targets, together
 from model.prompt import Prompt, Turn, build_prompt
 from model.slicing import SlicePlan, cut, plan_slices
 from model.tokenizer import ASSISTANT_MARKER, Tokenizer
@@ -35,20 +35,21 @@ Crops = Literal["one", "few", "many"]
 _ASPECTS = (1, 1, 1, 4 / 3, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 2, 2, 1 / 2, 3, 4, 5)
 _SEEN = (10, 22, 8, 60)
 """Weights of text, shapes, both and pages of text in the first stage."""
-_ASKED_ABOUT = (55, 32, 13, 0)
+_ASKED_ABOUT = (50, 35, 15, 0)
 """The same in the second stage."""
 _SIZES_SEEN = (66, 22, 12)
 """Weights of pictures of one crop, of a few and of many in the first stage."""
-_SIZES_FIRST = (80, 14, 6)
+_SIZES_FIRST = (70, 18, 12)
 """The same at the beginning of the second: short conversations teach most."""
-_SIZES_ASKED = (40, 30, 30)
+_SIZES_ASKED = (36, 32, 32)
 """And later on; people's pictures are many crops."""
 _SIZE_ONE = (1, 0, 0)
 _TEXT_ONLY_EVERY = 20
 """Of so many batches one has no pictures."""
-_EXPECTED_TEXT_TOKENS = 90
+_EXPECTED_TEXT_TOKENS = 115
 """Of a conversation; only to choose how many pictures fit a step."""
-_ENOUGH_TEXT_TOKENS = 80
+_ENOUGH_TEXT_TOKENS = 110
+_MOST_QUESTIONS = 9
 _SKILL_WEIGHTS = {"read": 7.0, "shape": 2.0, "colour": 2.0, "count": 2.5, "position": 3.0, "describe": 2.0, "none": 0.4}
 
 
@@ -57,8 +58,6 @@ class CropGroup:
     pixels: NDArray[np.uint8]
     """[C, height, width, 3]"""
     patches: Targets
-    queries: Targets
-    """The same in reading order, one patch a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class _Maker:
         return self._lesson(talks, plan, self._groups(drawings, plan), self._pages() if with_pages else ())
 
     def small_talk(self) -> Lesson:
-        count = self.recipe.tokens_per_step // (2 * _EXPECTED_TEXT_TOKENS)
+        count = max(1, self.recipe.tokens_per_step // (2 * _EXPECTED_TEXT_TOKENS))
         talks = [self._talk(self._converse(without_picture(self._language(), self.rng)), None) for _ in range(count)]
         return self._lesson(talks, None, (), ())
 
@@ -189,7 +188,7 @@ class _Maker:
 
         def group(pixels: list[NDArray[np.uint8]], label: Callable[[Scene, SlicePlan, int], Targets]) -> CropGroup:
             patches = together([label(scene, plan, self.config.vision.patch_size) for scene in scenes])
-            return CropGroup(np.stack(pixels), patches, in_reading_order(patches, self.config.resampler.num_queries))
+            return CropGroup(np.stack(pixels), patches)
 
         groups = [group([first for first, *_ in crops], overview_targets)]
         if plan.slice_size is not None:
@@ -197,13 +196,13 @@ class _Maker:
         return tuple(groups)
 
     def _converse(self, exchanges: list[Exchange]) -> list[Exchange]:
-        """One to six of them in random order, what is harder more often, with some of their follow-ups."""
+        """One to nine of them in random order, what is harder more often, with some of their follow-ups."""
         by_skill: dict[str, list[Exchange]] = defaultdict(list)
         for exchange in exchanges:
             by_skill[exchange.skill].append(exchange)
         talk: list[Exchange] = []
         length = 0
-        while by_skill and length < _ENOUGH_TEXT_TOKENS and len(talk) < 6:
+        while by_skill and length < _ENOUGH_TEXT_TOKENS and len(talk) < _MOST_QUESTIONS:
             skills = list(by_skill)
             skill = self.rng.choices(skills, weights=[_SKILL_WEIGHTS[name] for name in skills])[0]
             chosen = by_skill[skill].pop(self.rng.randrange(len(by_skill[skill])))

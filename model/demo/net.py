@@ -117,9 +117,7 @@ class Student(nn.Module):
 
     def where_loss(self, x_BPV: Tensor, num_rows: int, num_columns: int) -> Tensor:
         """How far off the tower is in telling each patch's place: see `model.demo.aim`."""
-        resampler = self.model.resampler
-        x_BPD = x_BPV if resampler.kv_proj is None else resampler.kv_proj(x_BPV)
-        keys_BPD = resampler.ln_kv(x_BPD) + resampler.key_positions(num_rows, num_columns)
+        keys_BPD, _ = self.model.resampler.keys_and_values(x_BPV, num_rows, num_columns)
         loss: Tensor = self.where_head(keys_BPD, num_rows, num_columns)
         return loss
 

@@ -30,6 +30,7 @@ from model.demo.lessons import NO_LABEL, Lesson, Lessons
 from model.demo.muon import Muon
 from model.demo.net import Student
 from model.demo.recipe import Recipe, model_config
+from model.demo.targets import in_reading_order
 from model.nn.linear import SLOW_ON_CPU
 from model.runtime.loading import OpenedModel
 from model.tokenizer import Tokenizer
@@ -170,7 +171,8 @@ class Trainer:
                 if resampled is None:
                     dense_loss, shares = self.student.patch_head(seen, group.patches)
                 else:
-                    dense_loss, shares = self.student.query_head(resampled, group.queries)
+                    in_order = in_reading_order(group.patches, self.config.resampler.num_queries)
+                    dense_loss, shares = self.student.query_head(resampled, in_order)
                 dense_loss = dense_loss + _WHERE_WEIGHT * where_loss
                 loss = loss + len(group.pixels) / num_crops * dense_loss
                 figures |= shares | {"dense_loss": float(dense_loss.detach()), "where_loss": float(where_loss.detach())}

@@ -1,6 +1,6 @@
 """Whether the Triton kernels can run on a device, and why not where they cannot.
 
-Nothing here needs Triton: on a machine without it, this is the one module of the folder that is imported.
+Nothing here needs Triton: on a machine without it, only this module of the folder and `driver_module` are imported.
 """
 
 import functools
@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from model.gpu.driver_module import use_prebuilt
 
 OLDEST_CAPABILITY = (8, 0)
 """Ampere. Turing's matrix instructions know neither bfloat16 nor asynchronous copies."""
@@ -56,9 +58,10 @@ def as_bytes(x: Tensor) -> Tensor:
 
 
 def _failed_trial(device: torch.device) -> str | None:
-    """What went wrong with one small kernel: Triton needs the system's C compiler, and the driver its machine code."""
+    """What went wrong with one small kernel: Triton needs a C compiler or what it left, the driver its code."""
     from model.gpu.fused import silu_mul
 
+    use_prebuilt()
     try:
         with torch.cuda.device(device):
             silu_mul(torch.zeros(1, 32, device=device))

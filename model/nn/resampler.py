@@ -46,12 +46,16 @@ class Resampler(nn.Module):
             num_rows, num_columns: the crop's grid of patches, P = num_rows * num_columns.
         """
         assert x_BPV.shape[1] == num_rows * num_columns
-        kv_BPD: Tensor = self.ln_kv(x_BPV if self.kv_proj is None else self.kv_proj(x_BPV))
+        k_BPD, kv_BPD = self.keys_and_values(x_BPV, num_rows, num_columns)
         q_QD: Tensor = self.ln_q(self.query) + self.position
-        k_BPD = kv_BPD + self.key_positions(num_rows, num_columns)
         mixed_BQD = self._attention(q_QD.expand(x_BPV.shape[0], -1, -1), k_BPD, kv_BPD)
         # `proj` is a bare matrix multiplied from the right, so its transpose is the weight of a linear layer.
         return linear(self.ln_post(self.out_proj(mixed_BQD)), self.proj.T)
+
+    def keys_and_values(self, x_BPV: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
+        """What the queries look at, before the attention's own projections, both [B, P, D]."""
+        values_BPD: Tensor = self.ln_kv(x_BPV if self.kv_proj is None else self.kv_proj(x_BPV))
+        return values_BPD + self.key_positions(num_rows, num_columns), values_BPD
 
     def key_positions(self, num_rows: int, num_columns: int) -> Tensor:
         """The position vectors of a grid of patches, [P, D], in the dtype of the weights."""

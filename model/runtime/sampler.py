@@ -3,15 +3,17 @@
 Axes: R rows, V vocabulary, K candidates of a row.
 
 Where a row has a mask, the ids outside of it get a score of minus infinity before anything else. Order of work after
-that, as the reference's through transformers: repetition penalty, presence and frequency penalty,
-temperature, top-k, top-p, softmax, one draw. All in float32 but the cumulative sum of the draw.
+that, as the reference's through transformers: bias, repetition penalty, presence and frequency penalty, end ids held
+back, temperature, top-k, top-p, min-p, softmax, one draw. All in float32 but the cumulative sum of the draw.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from model.runtime.biases import Biases
 from model.step import Sampled, SamplingParams, StateStart
 
 
@@ -26,12 +28,14 @@ class Sampler:
         """
         self._params = [SamplingParams()] * num_slots
         self._start_id = start_id
+        self._biases = Biases(num_slots=num_slots, device=device)
         # 16 bits hold the longest context; half a megabyte for two slots of the official vocabulary.
         self._counts_SV = torch.zeros(num_slots, vocab_size, dtype=torch.int16, device=device)
 
     def start(self, start: StateStart) -> None:
         """Give the slot to a sequence."""
         self._params[start.state_slot] = start.sampling
+        self._biases.start(start)
         if _has_penalty(start.sampling):
             counts_V = self._counts_SV[start.state_slot]
             generated = torch.tensor(start.generated_ids, dtype=torch.int64, device=counts_V.device)
@@ -73,30 +77,39 @@ class Sampler:
         ids = ids_R.tolist()
         valid = _valid_rows(ids, guesses)
         self._count([(slots[row], ids[row]) for row in valid])
+        self._biases.count([slots[row] for row in valid])
         return _report(logits_RV, ids, valid, params)
 
     def penalised(self, logits_RV: Tensor, slots: Sequence[int], guesses: Sequence[int | None] | None = None) -> Tensor:
-        """The scores after the penalties of their slots' sequences; for the arguments see `draw`."""
+        """The scores after bias and penalties of their slots' sequences; for the arguments see `draw`."""
         rows = [row for row, slot in enumerate(slots) if _has_penalty(self._params[slot])]
-        if not rows:
+        if not rows and not self._biases.concern(slots):
             return logits_RV
-        params = [self._params[slots[row]] for row in rows]
-        repetition_R1 = _column([p.repetition_penalty for p in params], logits_RV)
-        presence_R1 = _column([p.presence_penalty for p in params], logits_RV)
-        frequency_R1 = _column([p.frequency_penalty for p in params], logits_RV)
-        counts_RV = self._counts_SV[[slots[row] for row in rows]]
-        if guesses is not None:
-            _add(counts_RV, _guessed([guesses[row] for row in rows]))
+        guesses = guesses or [None] * len(slots)
+        scores_RV = logits_RV.clone()
+        self._biases.add(scores_RV, slots)
+        if rows:
+            scores_RV[rows] = self._after_penalties(
+                scores_RV[rows], [slots[row] for row in rows], [guesses[row] for row in rows]
+            )
+        self._biases.hold_back(scores_RV, slots, guesses)
+        return scores_RV
+
+    def _after_penalties(self, scores_RV: Tensor, slots: Sequence[int], guesses: Sequence[int | None]) -> Tensor:
+        """The scores of rows that all have a penalty."""
+        params = [self._params[slot] for slot in slots]
+        repetition_R1 = _column([p.repetition_penalty for p in params], scores_RV)
+        presence_R1 = _column([p.presence_penalty for p in params], scores_RV)
+        frequency_R1 = _column([p.frequency_penalty for p in params], scores_RV)
+        counts_RV = self._counts_SV[list(slots)]
+        _add(counts_RV, _guessed(guesses))
         generated_RV = counts_RV > 0
         seen_RV = generated_RV.clone()
         seen_RV[:, self._start_id] = True
-        scores_RV = logits_RV[rows]
         lowered_RV = torch.where(scores_RV < 0, scores_RV * repetition_R1, scores_RV / repetition_R1)
         scores_RV = torch.where(seen_RV, lowered_RV, scores_RV)
         scores_RV -= presence_R1 * generated_RV + frequency_R1 * counts_RV
-        result_RV = logits_RV.clone()
-        result_RV[rows] = scores_RV
-        return result_RV
+        return scores_RV
 
     def _count(self, drawn: Sequence[tuple[int, int]]) -> None:
         """Adds (state slot, id) pairs to the counts, where a penalty needs them."""
@@ -171,6 +184,10 @@ def distribution(scores_RV: Tensor, params: Sequence[SamplingParams]) -> tuple[T
         ids_RK = torch.arange(scores_RK.shape[1], device=scores_RK.device).expand_as(scores_RK)
     if any(p.top_p < 1 for p in params):
         scores_RK = _keep_nucleus(scores_RK, _column([p.top_p for p in params], scores_RK))
+    if any(p.min_p > 0 for p in params):
+        # The best score is 0 here, so a score is the logarithm of a share of the best probability.
+        lowest_R1 = _column([math.log(p.min_p) if p.min_p > 0 else -math.inf for p in params], scores_RK)
+        scores_RK = scores_RK.masked_fill(scores_RK < lowest_R1, -torch.inf)
     return ids_RK, scores_RK.softmax(-1)
 
 

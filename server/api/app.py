@@ -32,13 +32,17 @@ def create_app(
     A failure of any kind travels up to `RequestContext`, which renders it; the router's own exceptions are rendered
     by `on_http_exception`. No pages of documentation: they would load scripts from elsewhere (docs/decisions/http.md).
     """
+    metrics.watch_admission(num_held=lambda: admission.num_held, is_ready=lambda: admission.is_ready)
     app = FastAPI(
         title="minicpmv",
         version=VERSION,
         openapi_url=None,
         # A redirect would be built from the Host header, and clients lose their body on the way.
         redirect_slashes=False,
-        middleware=[Middleware(RequestContext, metrics=metrics), Middleware(ApiKeys, keys=keys)],
+        middleware=[
+            Middleware(RequestContext, metrics=metrics),
+            Middleware(ApiKeys, keys=keys, settings=settings, metrics=metrics),
+        ],
         exception_handlers={HTTPException: on_http_exception},
     )
     app.include_router(

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from server.api.protocol import INVALID_VALUE, LIMIT_EXCEEDED, ChatCompletionRequest, StructuredOutputs
+from server.api.protocol import ChatCompletionRequest
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED
+from server.api.wire_structured import StructuredOutputs
 from server.errors import InvalidRequest
 from server.request import Constraint
 from server.settings import Settings
@@ -28,9 +30,19 @@ def constraint_of(wire: ChatCompletionRequest, settings: Settings) -> Constraint
         return None
     if len(found) > 1:
         raise _refused("structured_outputs", "and response_format cannot be given together", INVALID_VALUE)
-    if wire.ignore_eos:
-        raise _refused("ignore_eos", "cannot be combined with a structured answer, which has an end", INVALID_VALUE)
+    check_combination(wire)
     return found[0]
+
+
+def check_combination(wire: ChatCompletionRequest) -> None:
+    """Raises InvalidRequest when something is asked for that an answer with a form of its own cannot have."""
+    for param, is_asked in (
+        ("ignore_eos", bool(wire.ignore_eos)),
+        ("min_tokens", bool(wire.min_tokens)),
+        ("skip_special_tokens", wire.skip_special_tokens is False),
+    ):
+        if is_asked:
+            raise _refused(param, "cannot be combined with an answer that has to match something", INVALID_VALUE)
 
 
 def json_schema(

@@ -22,7 +22,10 @@ _CLIENT_GONE = 499
 
 
 class RequestContext:
-    """ASGI middleware. The id stands in `server.log.request_id_var`, the arrival in `scope["state"]["arrived_s"]`."""
+    """ASGI middleware. The id stands in `server.log.request_id_var`, the arrival in `scope["state"]["arrived_s"]`.
+
+    What a layer below wants to say in headers, also of a refusal, it puts as a function into the state, as "headers".
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -35,6 +38,7 @@ class RequestContext:
         arrived_s = time.monotonic()
         request_id = _request_id(Headers(scope=scope))
         scope["state"]["arrived_s"] = arrived_s
+        scope["state"]["headers"] = dict
         token = request_id_var.set(request_id)
         status: int | None = None
 
@@ -44,6 +48,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                headers.update(scope["state"]["headers"]())
                 headers["openai-processing-ms"] = str(round((time.monotonic() - arrived_s) * 1000))
             await send(message)
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from server.api.caller import cache_salt
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
-    LIMIT_EXCEEDED,
-    UNSUPPORTED_VALUE,
     AssistantMessage,
     ChatCompletionRequest,
     ImagePart,
@@ -15,6 +14,7 @@ from server.api.protocol import (
     TextPart,
     UserMessage,
 )
+from server.api.wire import LIMIT_EXCEEDED, UNSUPPORTED_VALUE
 from server.errors import InvalidRequest, NotFound
 from server.request import Constraint, GenerationRequest, ImageInput, Message, ModelInfo
 from server.settings import Settings
@@ -32,7 +32,7 @@ def read_pictures(
 
     Raises:
         NotFound: the request names another model.
-        InvalidRequest: too many pictures, or pictures where there can be none.
+        InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
     if wire.model != model.model_id:
@@ -41,6 +41,7 @@ def read_pictures(
             param="model",
             code="model_not_found",
         )
+    _check_token_ids(wire, model.vocab_size)
     _check_pictures(wire.messages, settings.max_images)
     urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
     remote = {param: url for param, url in urls.items() if is_remote(url)}
@@ -73,6 +74,10 @@ def to_generation_request(
         stop=tuple(wire.stop or ()),
         ignore_eos=bool(wire.ignore_eos),
         constraint=constraint,
+        stop_token_ids=tuple(wire.stop_token_ids or ()),
+        include_stop=bool(wire.include_stop_str_in_output),
+        skip_special_tokens=wire.skip_special_tokens,
+        cache_salt=cache_salt(wire.cache_salt),
     )
 
 
@@ -100,6 +105,16 @@ def fold_system_text(messages: Sequence[_WireMessage], pictures: Mapping[str, Im
             folded = "\n".join([*system, turns[first_user].text])
             turns[first_user] = replace(turns[first_user], text=folded)
     return tuple(turns)
+
+
+def _check_token_ids(wire: ChatCompletionRequest, vocab_size: int) -> None:
+    named = [(f"logit_bias.{token_id}", token_id) for token_id in wire.logit_bias or {}]
+    named += [(f"stop_token_ids[{place}]", token_id) for place, token_id in enumerate(wire.stop_token_ids or ())]
+    for param, token_id in named:
+        if token_id >= vocab_size:
+            raise InvalidRequest(
+                f"{param}: {token_id} is not an id of the vocabulary, which ends at {vocab_size - 1}", param=param
+            )
 
 
 def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
@@ -142,10 +157,14 @@ def _given_sampling(wire: ChatCompletionRequest) -> dict[str, Any]:
         "repetition_penalty": wire.repetition_penalty,
         "presence_penalty": wire.presence_penalty,
         "frequency_penalty": wire.frequency_penalty,
+        "min_p": wire.min_p,
+        "min_tokens": wire.min_tokens,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if wire.top_k is not None:
         given["top_k"] = wire.top_k if wire.top_k > 0 else None
+    if wire.logit_bias:
+        given["logit_bias"] = tuple(sorted(wire.logit_bias.items()))
     if wire.logprobs:
         given["num_logprobs"] = wire.top_logprobs or 0
     return given

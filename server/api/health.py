@@ -1,4 +1,4 @@
-"""What probes and collectors ask: `/health`, `/health/live`, `/health/ready` and `/metrics`. None needs a key."""
+"""What probes and collectors ask: `/health`, `/health/live`, `/health/ready`, `/metrics`: no keys needed."""
 
 import asyncio
 import time
@@ -43,6 +43,11 @@ def health_router(*, engine: Engine, admission: Admission, metrics: Metrics) -> 
     @router.api_route("/metrics", methods=_METHODS)
     async def metrics_page() -> Response:
         return Response(await page.read(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.api_route("/metrics/routing", methods=_METHODS)
+    async def routing_metrics_page() -> Response:
+        """The gauges that routers choose by, fresh and at hardly any cost."""
+        return Response(metrics.render_routing(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

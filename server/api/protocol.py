@@ -8,14 +8,12 @@ before their entries are looked at, so a hostile body costs no more than its par
 The limits are settings: `ChatCompletionRequest.model_validate_json(body, context=settings)`.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     FailFast,
     Field,
     PlainValidator,
@@ -25,70 +23,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-# Types of our own errors, which `server.api.errors` passes on as the `code`. A context key `param` names the field
-# where the error's own location is the object around it.
-UNKNOWN_PARAMETER = "unknown_parameter"
-UNSUPPORTED_PARAMETER = "unsupported_parameter"
-UNSUPPORTED_VALUE = "unsupported_value"
-LIMIT_EXCEEDED = "limit_exceeded"
-INVALID_VALUE = "invalid_value"
+from server.api.wire import INVALID_TYPE, INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_VALUE, NotSupported, WireModel
+from server.api.wire import by as _by
+from server.api.wire import length_limit as _length_limit
+from server.api.wire import only as _only
+from server.api.wire_structured import ResponseFormat, StructuredOutputs
+from server.api.wire_structured import moved_to as _moved_to
+
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGIT_BIAS = 1024
+"""Entries. OpenAI takes a few hundred; each costs a few bytes of the engine's memory and no time worth telling."""
+MAX_BIAS = 100
 
 
-class WireModel(BaseModel):
-    """An object in a request: frozen, strict, without unknown fields."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_field(cls, data: Any) -> Any:
-        # `extra="forbid"` alone would collect an error for each of a million unknown keys.
-        if isinstance(data, dict):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            for name in data:
-                if name not in known:
-                    raise PydanticCustomError(UNKNOWN_PARAMETER, "is not a known parameter", {"param": name})
-        return data
-
-
-def _refuse_unless_off(value: Any) -> None:
-    # null and empty collections ask for nothing; clients send them to be explicit.
-    if value is not None and value != [] and value != {}:
-        raise PydanticCustomError(UNSUPPORTED_PARAMETER, "is not supported by this server")
-
-
-NotSupported = Annotated[None, PlainValidator(_refuse_unless_off)]
-"""Asks for something this server does not do. null, an empty list and an empty object pass."""
-
-
-def _only(*accepted: Any) -> PlainValidator:
-    """Lets these values and null of an option pass whose other values are not supported."""
-
-    def check(value: Any) -> Any:
-        # By type too: 1 equals true in Python.
-        if value is None or any(type(value) is type(known) and value == known for known in accepted):
-            return value
-        raise PydanticCustomError(
-            UNSUPPORTED_PARAMETER,
-            "is supported by this server only as {accepted}",
-            {"accepted": " or ".join(repr(known) for known in accepted)},
-        )
-
-    return PlainValidator(check)
-
-
-def _length_limit(setting: str) -> BeforeValidator:
-    """Refuses a list with more entries than the setting says, before any entry is validated."""
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        limit: int = getattr(info.context, setting)
-        if isinstance(value, list) and len(value) > limit:
-            raise PydanticCustomError(
-                LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": limit}
-            )
-        return value
-
-    return BeforeValidator(check)
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 # Messages
@@ -116,23 +64,6 @@ class ImagePart(WireModel):
     type: Literal["image_url"]
     image_url: ImageUrl
     prompt_cache_breakpoint: NotSupported = None
-
-
-def _by(field: str, choices: str) -> Discriminator:
-    """Chooses a member of a union by this field of the object.
-
-    Tags stand in angle brackets, so that the path of an error can leave them out.
-    """
-
-    def choose(value: Any) -> str | None:
-        kind = value.get(field) if isinstance(value, dict) else None
-        return f"<{kind}>" if isinstance(kind, str) else None
-
-    return Discriminator(
-        choose,
-        custom_error_type=UNSUPPORTED_VALUE,
-        custom_error_message=f"must be an object whose {field} is {choices}",
-    )
 
 
 def _as_list_of_parts(value: Any) -> Any:
@@ -204,67 +135,29 @@ def _choices_limit(value: int | None, info: ValidationInfo) -> int | None:
     return value
 
 
-class JsonSchemaFormat(WireModel):
-    """`response_format.json_schema`. Name and description are for people."""
-
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: Annotated[str | None, Field(max_length=4096)] = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    """None: any object."""
-    strict: bool | None = None
-    """False leaves out the keywords that cannot be enforced; all others are enforced in any case."""
-
-
-class TextFormat(WireModel):
-    type: Literal["text"]
-
-
-class JsonObjectResponse(WireModel):
-    type: Literal["json_object"]
-
-
-class JsonSchemaResponse(WireModel):
-    type: Literal["json_schema"]
-    json_schema: JsonSchemaFormat
-
-
-ResponseFormat = Annotated[
-    Annotated[TextFormat, Tag("<text>")]
-    | Annotated[JsonObjectResponse, Tag("<json_object>")]
-    | Annotated[JsonSchemaResponse, Tag("<json_schema>")],
-    _by("type", "'text', 'json_object' or 'json_schema'"),
-]
-
-
-class StructuredOutputs(WireModel):
-    """What an answer has to match, in vLLM's words. One of the first five is given."""
-
-    json_: Annotated[Any, Field(alias="json")] = None
-    """A JSON schema, as an object or as text."""
-    regex: Annotated[str | None, Field(min_length=1)] = None
-    choice: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        Field(min_length=1),
-        FailFast(),
-        _length_limit("max_choice_strings"),
-    ] = None
-    grammar: Annotated[str | None, Field(min_length=1)] = None
-    """In Lark as llguidance reads it, or GBNF."""
-    json_object: bool | None = None
-    disable_any_whitespace: bool | None = None
-    disable_additional_properties: bool | None = None
-    whitespace_pattern: Annotated[str | None, Field(min_length=1)] = None
-    structural_tag: NotSupported = None
-
-
-def _moved_to(new: str) -> PlainValidator:
-    """A field of older servers: refused with the words that replaced it."""
-
-    def check(value: Any) -> None:
-        if value is not None:
-            raise PydanticCustomError(UNSUPPORTED_PARAMETER, "is not supported any more; use {new}", {"new": new})
-
-    return PlainValidator(check)
+def _read_logit_bias(value: Any) -> dict[int, float] | None:
+    """{"50256": -100} -> {50256: -100.0}. That the ids belong to the vocabulary is seen later."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PydanticCustomError(INVALID_TYPE, "must be an object of token ids and numbers")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError(
+            LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": MAX_LOGIT_BIAS}
+        )
+    biases: dict[int, float] = {}
+    for key, bias in value.items():
+        if not _TOKEN_ID.fullmatch(str(key)):
+            raise PydanticCustomError(INVALID_VALUE, "is not a token id", {"param": str(key)})
+        # A bool is an int in Python; NaN compares as neither.
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise PydanticCustomError(INVALID_TYPE, "must be a number", {"param": key})
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise PydanticCustomError(
+                INVALID_VALUE, "must be between -{limit} and {limit}", {"param": key, "limit": MAX_BIAS}
+            )
+        biases[int(key)] = float(bias)
+    return biases
 
 
 class ChatCompletionRequest(WireModel):
@@ -274,7 +167,8 @@ class ChatCompletionRequest(WireModel):
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     function_call: NotSupported = None
     functions: NotSupported = None
-    logit_bias: NotSupported = None
+    logit_bias: Annotated[dict[int, float] | None, PlainValidator(_read_logit_bias)] = None
+    """Ids of the vocabulary and what is added to their scores."""
     logprobs: bool | None = None
     max_completion_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
     max_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
@@ -314,11 +208,21 @@ class ChatCompletionRequest(WireModel):
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them.
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    """Only requests with the same one find each other's prompts and pictures in the caches."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
+    include_stop_str_in_output: bool | None = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    min_tokens: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
+    skip_special_tokens: bool | None = None
+    """Left out, the text has the names that the vendor's own code leaves in it."""
+    stop_token_ids: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**31)]] | None, FailFast(), _length_limit(MAX_STOP_TOKEN_IDS)
+    ] = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
 
@@ -331,9 +235,6 @@ class ChatCompletionRequest(WireModel):
     guided_regex: Annotated[None, _moved_to("structured_outputs.regex")] = None
     guided_whitespace_pattern: Annotated[None, _moved_to("structured_outputs.whitespace_pattern")] = None
     length_penalty: NotSupported = None
-    min_p: NotSupported = None
-    min_tokens: NotSupported = None
-    stop_token_ids: NotSupported = None
     use_beam_search: NotSupported = None
 
     @model_validator(mode="after")

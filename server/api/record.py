@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from server.api.caller import caller_var
 from server.log import with_fields
 from server.metrics import Metrics
 from server.request import TokenEvent, Usage
@@ -32,6 +33,11 @@ class RequestRecord:
         self._last_token_s: dict[int, float] = {}
         self._num_tokens: dict[int, int] = {}
         self._fields: dict[str, object] = {"completion_id": completion_id, "stream": stream}
+        self._caller = caller_var.get()
+        self._num_charged = 0
+        if self._caller is not None:
+            self._fields["key"] = self._caller.name
+            self._charge(usage.prompt_tokens)
 
     async def observe(self, events: AsyncGenerator[TokenEvent, None]) -> AsyncGenerator[TokenEvent, None]:
         """The same events. Closes `events`."""
@@ -57,6 +63,7 @@ class RequestRecord:
             if event.choice in self._last_token_s:
                 self._metrics.on_next_token(now - self._last_token_s[event.choice])
             self._last_token_s[event.choice] = now
+        self._charge(event.num_tokens - self._num_tokens.get(event.choice, 0))
         self._num_tokens[event.choice] = event.num_tokens
         if event.finish_reason is not None:
             self._metrics.on_choice(event.finish_reason, event.num_tokens, event.timings)
@@ -66,9 +73,17 @@ class RequestRecord:
                 self._fields["prefill_s"] = round(event.timings.prefill_s, 4)
                 self._fields["decode_s"] = round(event.timings.decode_s, 4)
 
+    def _charge(self, num_tokens: int) -> None:
+        """As soon as they are known: an answer that is given up is paid as far as it came."""
+        if self._caller is not None:
+            self._caller.on_tokens(num_tokens)
+            self._num_charged += num_tokens
+
     def _finish(self, outcome: str) -> None:
         total_s = time.monotonic() - self._arrived_s
         self._metrics.on_request(outcome, self._usage, total_s)
+        if self._caller is not None:
+            self._metrics.on_key_tokens(self._caller.name, self._num_charged)
         fields = {
             "prompt_tokens": self._usage.prompt_tokens,
             "completion_tokens": sum(self._num_tokens.values()),

@@ -74,8 +74,15 @@ class Choice:
     def __init__(self, index: int, request: GenerationRequest, tokenizer: Tokenizer) -> None:
         self.index = index
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, request.stop, strips=request.constraint is None)
-        self._hides_end = not request.ignore_eos
+        self._request = request
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            request.stop,
+            include_stop=request.include_stop,
+            min_tokens=request.sampling.min_tokens,
+            skip_special_tokens=request.skip_special_tokens,
+            strips=request.constraint is None,
+        )
         self._updates: list[Tokens] = []
         """Not yet looked at."""
         self._held: deque[SampledToken] = deque()
@@ -97,12 +104,16 @@ class Choice:
         last = updates[-1]
         tokens = [token for update in updates for token in update.tokens]
         self._held += tokens
-        deltas = [self._detokenizer.feed([token.token_id for token in tokens])]
+        ids = [token.token_id for token in tokens]
+        # An id that ended the answer is reported, though it is no part of the text.
+        unseen = 1 if last.finish_reason == "stop" and ids and self._is_stop_id(ids[-1]) else 0
+        deltas = [self._detokenizer.feed(ids[: len(ids) - unseen])]
         if last.finish_reason is not None and not deltas[0].stopped:
             deltas.append(self._detokenizer.finish())
-        shown = [self._held.popleft() for delta in deltas for _ in range(delta.num_ids)]
-        self._num_tokens += len(shown)
         stopped = deltas[-1].stopped
+        num_shown = sum(delta.num_ids for delta in deltas) + (0 if stopped else unseen)
+        shown = [self._held.popleft() for _ in range(num_shown)]
+        self._num_tokens += len(shown)
         reason = _finish_reason(last, stopped=stopped)
         self.is_finished = reason is not None
         self.needs_abort = stopped and last.finish_reason is None
@@ -120,10 +131,17 @@ class Choice:
             timings=None if reason is None or last.stamps is None else _timings(last.stamps),
         )
 
+    def _is_stop_id(self, token_id: int) -> bool:
+        """Whether the id that ended the answer is kept from its text altogether."""
+        return token_id in self._request.stop_token_ids and not self._request.include_stop
+
     def _logprobs(self, shown: Sequence[SampledToken], reason: FinishReason | None) -> tuple[TokenLogprob, ...]:
-        """Of the ids that are part of the text: the end id is not."""
-        if reason == "stop" and self._hides_end and shown and shown[-1].token_id == self._tokenizer.eos_id:
-            shown = shown[:-1]
+        """Of the ids that are part of the text: one that ended it is only where the request says so."""
+        if reason == "stop" and shown:
+            last_id = shown[-1].token_id
+            is_end_id = last_id == self._tokenizer.eos_id and not self._request.ignore_eos
+            if self._is_stop_id(last_id) or (is_end_id and self._request.skip_special_tokens is not False):
+                shown = shown[:-1]
         return tuple(self._logprob(token, token.logprob) for token in shown if token.logprob is not None)
 
     def _logprob(self, token: SampledToken, logprob: float) -> TokenLogprob:

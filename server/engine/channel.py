@@ -61,7 +61,7 @@ class Crop(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """`model.step.SamplingParams` on the wire, field by field."""
+    """`model.step.SamplingParams` on the wire, field by field but for the end ids, which the engine puts in."""
 
     temperature: float
     top_p: float
@@ -70,6 +70,9 @@ class Sampling(msgspec.Struct, frozen=True):
     presence_penalty: float
     frequency_penalty: float
     num_logprobs: int | None
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -87,6 +90,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Only requests with the same salt share KV blocks."""
     grammar: str | None = None
     """What every choice has to match, as `server.engine.grammar` compiles it."""
+    stop_token_ids: list[int] = []
+    """Ids that end the answer like the end id."""
 
 
 class Pixels(msgspec.Struct, frozen=True, tag=True):

@@ -1,7 +1,7 @@
 """Ids to text while they are being generated: no half characters, no stop strings, nothing that is taken back.
 
 The deltas of a finished answer add up to `Tokenizer.decode` of all its ids, however the ids were grouped. Where the
-reference's rule for the whole answer depends on what comes later, text is held until that has come:
+rule for the whole answer depends on what comes later, text is held until that has come:
 
     incomplete UTF-8      until the character is complete, or cannot be completed any more
     </s>                  until another id follows: at the end it is dropped, elsewhere it is text
@@ -11,9 +11,10 @@ reference's rule for the whole answer depends on what comes later, text is held 
     what may become a     until it did or did not
     stop string
 
-With a stop string the answer ends before the first one in the text (the one that begins first), stripped as well. The
-text that is searched is the answer as it would stand if the ids ended here, trailing white space included. Ids that
-come after that play no part.
+With a stop string the answer ends before the first one in the text (the one that begins first), stripped as well; or,
+if asked for, with it. The text that is searched is the answer as it would stand if the ids ended here, trailing white
+space included. Ids that come after that play no part. Where there are `min_tokens`, stop strings that are complete
+before the text of the id after these do not count.
 """
 
 import codecs
@@ -53,14 +54,29 @@ class Detokenizer:
     #   safe .. certain end    in _certain, may become a stop string
     #   certain end .. end     in _held: text since the last special token, if there was one
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, strips: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        include_stop: bool = False,
+        min_tokens: int = 0,
+        skip_special_tokens: bool | None = None,
+        strips: bool = True,
+    ) -> None:
         """
         Args:
             stop: strings that end the answer, none of them empty.
+            include_stop: the answer ends with the string instead of before it.
+            min_tokens: ids whose text no stop string ends.
+            skip_special_tokens: as in `Tokenizer.decode`.
             strips: white space at both ends is dropped, as in the reference. A text that matches a grammar is kept.
         """
         self._strips = strips
         self._tokenizer = tokenizer
+        self._include_stop = include_stop
+        self._min_tokens = min_tokens
+        self._skip_special_tokens = skip_special_tokens
         # Invalid bytes come out as one surrogate each, which become one U+FFFD each, as in sentencepiece; Python's own
         # "replace" would make one U+FFFD of several.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -88,35 +104,50 @@ class Detokenizer:
                 break
             self._take(token_id)
         if self._scanner.hit is not None:
-            return self._end(self._scanner.hit)
+            return self._end(self._cut)
         return self._release((self._checkpoint or self._scanner).safe)
 
     def finish(self) -> TextDelta:
         """No more ids follow; returns the rest of the text."""
         if self._scanner.hit is None:
             self._add_bytes(b"", run_ends=True)
-        return self._end(self._scanner.first_match)
+        return self._end(self._cut)
+
+    @property
+    def _cut(self) -> int | None:
+        """Where the answer ends if it ends at the stop string found so far."""
+        return self._scanner.first_end if self._include_stop else self._scanner.first_match
 
     def _take(self, token_id: int) -> None:
-        tokenizer = self._tokenizer
-        if self._eos_waits and token_id != tokenizer.unk_id:
+        tokenizer, by_reference = self._tokenizer, self._skip_special_tokens is None
+        is_dropped = token_id == tokenizer.unk_id if by_reference else self._is_skipped(token_id)
+        if self._eos_waits and not is_dropped:
             self._eos_waits = False
             self._add_special(tokenizer.eos_id)
         is_byte = tokenizer.is_byte(token_id)
-        if not is_byte and token_id != tokenizer.unk_id:
+        if not is_byte and not is_dropped:
             self._add_bytes(b"", run_ends=True)
         self._begins.append(self._scanner.position)
-        if token_id == tokenizer.unk_id:
+        if is_dropped:
             return
         is_first, self._any_kept = not self._any_kept, True
-        if token_id == tokenizer.eos_id:
+        if by_reference and token_id == tokenizer.eos_id:
             self._eos_waits = True
         elif is_byte:
             self._add_bytes(tokenizer.id_to_bytes(token_id), run_ends=False)
         elif not tokenizer.is_special(token_id):
             self._add_text(tokenizer.id_to_text(token_id))
-        elif not (is_first and token_id == tokenizer.bos_id):
+        elif not (by_reference and is_first and token_id == tokenizer.bos_id):
             self._add_special(token_id)
+
+    def _is_skipped(self, token_id: int) -> bool:
+        return bool(self._skip_special_tokens) and self._tokenizer.is_special(token_id)
+
+    def _scan(self, text: str) -> None:
+        """More text of the answer. Stop strings count that end in the text of an id after the first `min_tokens`."""
+        self._scanner.push(
+            text, ends_after=self._begins[self._min_tokens] if len(self._begins) > self._min_tokens else None
+        )
 
     def _add_bytes(self, data: bytes, *, run_ends: bool) -> None:
         """The characters that the bytes complete. When the run of byte ids ends, what is left is no character."""
@@ -129,7 +160,7 @@ class Detokenizer:
         if not text:
             return
         (self._certain if self._checkpoint is None else self._held).append(text)
-        self._scanner.push(text)
+        self._scan(text)
 
     def _add_special(self, token_id: int) -> None:
         """The held text is certain now, with a space before it, and so is the token's name."""
@@ -143,12 +174,12 @@ class Detokenizer:
                 self._begins[index] += 1
             self._scanner = self._checkpoint
         self._certain.append(text)
-        self._scanner.push(text)
+        self._scan(text)
         self._checkpoint = self._scanner.fork()
         self._first_held_id = len(self._begins)
 
     def _end(self, cut: int | None) -> TextDelta:
-        """All that is left of the answer, up to `cut` when a stop string begins there."""
+        """All that is left of the answer, up to `cut` when a stop string ends it there."""
         if self._stopped:
             return TextDelta("", 0, stopped=True)
         self._certain += self._held
@@ -157,7 +188,10 @@ class Detokenizer:
         return self._release(cut)
 
     def _release(self, end: int | None) -> TextDelta:
-        """The certain text up to position `end`, without trailing white space, and the ids that begin before it."""
+        """The certain text up to position `end`, without trailing white space, and the ids that begin before it.
+
+        White space at the end of a stop string that belongs to the answer stays.
+        """
         text = "".join(self._certain)
         num_chars = len(text) if end is None else end - self._taken
         text, rest = text[:num_chars], text[num_chars:]
@@ -165,9 +199,8 @@ class Detokenizer:
         self._taken += len(text)
         num_ids = len(self._begins) if end is None else bisect_left(self._begins, end)
         self._num_ids_counted, num_new_ids = num_ids, num_ids - self._num_ids_counted
-        if not self._strips:
-            return TextDelta(text, num_new_ids, self._stopped)
-        if body := text.rstrip():
+        keeps_end = not self._strips or (self._stopped and self._include_stop)
+        if body := text if keeps_end else text.rstrip():
             self._spaces, before = [text[len(body) :]], self._spaces
             body = "".join(before) + body
         else:
@@ -191,6 +224,8 @@ class _StopScanner:
         """Characters read."""
         self.first_match: int | None = None
         """Where the first complete stop string begins. An earlier one may still be under way."""
+        self.first_end: int | None = None
+        """Where it ends; of several that begin there, the shortest."""
         self.hit: int | None = None
         """The same, once no earlier one is possible."""
 
@@ -206,14 +241,15 @@ class _StopScanner:
         candidate = self.position - max(self._matched, default=0)
         return candidate if self.first_match is None else min(candidate, self.first_match)
 
-    def push(self, text: str) -> None:
+    def push(self, text: str, *, ends_after: int | None) -> None:
+        """Read on. Only stop strings that end after this position count, none with None."""
         if not self._stops:
             self.position += len(text)
             return
         for char in text:
-            self._push_char(char)
+            self._push_char(char, counts=ends_after is not None and self.position >= ends_after)
 
-    def _push_char(self, char: str) -> None:
+    def _push_char(self, char: str, *, counts: bool) -> None:
         self.position += 1
         for index, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
             matched = self._matched[index]
@@ -221,9 +257,12 @@ class _StopScanner:
                 matched = borders[matched - 1]
             if stop[matched] == char:
                 matched += 1
-            if matched == len(stop):
+            if matched == len(stop) and not counts:
+                matched = borders[-1]
+            elif matched == len(stop):
                 start = self.position - matched
-                self.first_match = start if self.first_match is None else min(self.first_match, start)
+                if self.first_match is None or start < self.first_match:
+                    self.first_match, self.first_end = start, self.position
                 matched = 0  # another one of the same string would begin later
             self._matched[index] = matched
         if self.safe == self.first_match:

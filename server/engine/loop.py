@@ -162,7 +162,8 @@ class EngineLoop:
                 self._publish(Update(ends, [], None))
 
     def _add(self, request: Submit, arrived: float, grammar: Grammar | None) -> None:
-        sampling = SamplingParams(**msgspec.structs.asdict(request.sampling))
+        sampling = SamplingParams(**msgspec.structs.asdict(request.sampling), end_ids=_end_ids(request))
+        stop_token_ids = frozenset(request.stop_token_ids)
         for choice, seed in enumerate(request.seeds):
             self._scheduler.add(
                 Sequence(
@@ -177,6 +178,7 @@ class EngineLoop:
                     arrived=arrived,
                     cache_salt=request.cache_salt,
                     matcher=None if grammar is None else grammar.matcher(),
+                    stop_token_ids=stop_token_ids,
                 )
             )
 
@@ -212,6 +214,13 @@ class EngineLoop:
 
 def _unexpected(error: BaseException) -> BaseException | None:
     return None if isinstance(error, GrammarError) else error
+
+
+def _end_ids(request: Submit) -> tuple[int, ...]:
+    """What has to wait for `min_tokens`, where there are any."""
+    if not request.sampling.min_tokens:
+        return ()
+    return tuple({*request.stop_token_ids, *(() if request.eos_id is None else (request.eos_id,))})
 
 
 def _tokens(new: NewTokens, now: float) -> Tokens:

@@ -183,6 +183,7 @@ class Preparer:
             raise InvalidRequest(str(err), param="messages") from err
         usage = _usage(images, plans, len(prompt.token_ids), num_queries)
         max_tokens = _max_tokens(request.max_tokens, usage, limits)
+        _check_min_tokens(request.sampling.min_tokens, max_tokens)
         _check_crops(plans, limits)
         names = tuple(file_hash(image.data, request.cache_salt) for image in images)
         return _Plan(tuple(map(Picture, images, plans)), names, prompt, usage, max_tokens)
@@ -272,6 +273,13 @@ def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
             param="messages" if asked is None or left < 1 else "max_tokens",
         )
     return max_tokens
+
+
+def _check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    if min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {min_tokens}, but no more than {max_tokens} tokens are generated", param="min_tokens"
+        )
 
 
 def _check_crops(plans: Sequence[SlicePlan], limits: EngineLimits) -> None:

@@ -49,6 +49,8 @@ class Sequence:
     """Only sequences with the same salt share KV blocks."""
     matcher: Matcher | None = None
     """What may be said next, by a grammar; None: anything. Advances with each generated id."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end the answer like the end id."""
     scheduled: float | None = None
     """Start of the first step that worked on this sequence."""
     first_token: float | None = None
@@ -122,7 +124,7 @@ class Sequence:
         self.generated_ids.append(token_id)
         if self.first_token is None:
             self.first_token = now
-        if token_id == self.eos_id:
+        if token_id == self.eos_id or token_id in self.stop_token_ids:
             return "stop"
         if self.matcher is not None:
             self.matcher.advance(token_id)

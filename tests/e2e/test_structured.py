@@ -86,7 +86,7 @@ SCHEMAS = {
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_answer_is_valid(demo: ServerProcess, name: str) -> None:
     num_whole = 0
-    for seed in range(3):
+    for seed in range(2):
         reply = ask(demo, response_format=strictly(name, SCHEMAS[name]), seed=seed, temperature=1.2, n=2)
         for choice in reply.choices:
             if choice.finish_reason == "length":
@@ -96,7 +96,7 @@ def test_every_answer_is_valid(demo: ServerProcess, name: str) -> None:
                 json.loads(choice.message.content), SCHEMAS[name], format_checker=jsonschema.FormatChecker()
             )
             num_whole += 1
-    assert num_whole >= 3
+    assert num_whole >= 2
 
 
 def test_greedy_streamed_penalised_and_again(demo: ServerProcess) -> None:
@@ -235,7 +235,7 @@ def test_plain_answers_beside_structured_ones(demo: ServerProcess) -> None:
 
 def test_instructor(demo: ServerProcess) -> None:
     instructor = pytest.importorskip("instructor")
-    client = instructor.from_openai(demo.client(), mode=instructor.Mode.JSON_SCHEMA)
+    client = instructor.from_openai(demo.client().with_options(timeout=600), mode=instructor.Mode.JSON_SCHEMA)
     scene = client.chat.completions.create(
         model="tiny", messages=about_shapes("What is there?"), response_model=Scene, max_tokens=300, max_retries=0
     )

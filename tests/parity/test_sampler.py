@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -32,13 +35,20 @@ def random_scores(rows=1, vocab_size=500, seed=0):
 
 def transformers_probabilities(scores, params, generated_ids):
     processors = LogitsProcessorList()
+    if params.logit_bias:
+        processors.append(SequenceBiasLogitsProcessor([[[token_id], bias] for token_id, bias in params.logit_bias]))
     if params.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+    if params.end_ids:
+        # The length that it counts from is that of the prompt, here the start id alone.
+        processors.append(MinNewTokensLengthLogitsProcessor(1, params.min_tokens, list(params.end_ids)))
     processors.append(TemperatureLogitsWarper(params.temperature))
     if params.top_k is not None:
         processors.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         processors.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0:
+        processors.append(MinPLogitsWarper(params.min_p))
     return processors(torch.tensor([[START_ID, *generated_ids]]), scores).softmax(-1)[0]
 
 
@@ -65,6 +75,28 @@ def test_distribution_is_that_of_transformers(seed, temperature, top_k, top_p):
     wanted = transformers_probabilities(scores, params, generated_ids).sort().values
     ours = our_probabilities(scores, params, generated_ids).sort().values
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("generated_ids", [(), (7,), (7, 9, 7)])
+@pytest.mark.parametrize("top_k", [None, 20])
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.3, 1.0])
+def test_bias_end_ids_and_min_p_are_those_of_transformers(min_p, top_k, generated_ids):
+    scores = random_scores(seed=4)
+    best = scores[0].topk(4).indices.tolist()
+    params = SamplingParams(
+        temperature=1.5,
+        top_k=top_k,
+        top_p=0.95,
+        min_p=min_p,
+        repetition_penalty=1.3,
+        logit_bias=((3, 12.5), (7, 11.0), (best[0], -100.0)),
+        min_tokens=2,
+        end_ids=(best[1], best[3]),
+    )
+    ours = our_probabilities(scores, params, generated_ids)
+    torch.testing.assert_close(ours, transformers_probabilities(scores, params, generated_ids), rtol=1e-5, atol=1e-7)
+    assert ours[best[0]] == 0
+    assert (ours[best[1]] == 0) == (len(generated_ids) < 2)
 
 
 def test_of_equal_scores_at_the_edge_of_the_nucleus_the_lower_ids_stay():
@@ -123,15 +155,17 @@ def test_greedy_and_sampling_rows_with_and_without_penalties_in_one_call():
         SamplingParams(repetition_penalty=1.5, num_logprobs=2),
         SamplingParams(temperature=1.2),
         SamplingParams(temperature=0.7, top_k=5, presence_penalty=1.0),
+        SamplingParams(temperature=1.5, min_p=0.2, logit_bias=((9, 15.0), (200, -3.0))),
+        SamplingParams(min_tokens=3, end_ids=(int(random_scores(rows=7)[6].argmax()),), num_logprobs=1),
     ]
-    scores = random_scores(rows=5)
-    points = [0.1, 0.3, 0.5, 0.7, 0.9]
+    scores = random_scores(rows=7)
+    points = [0.1, 0.3, 0.5, 0.7, 0.9, 0.2, 0.4]
     together = make_sampler(*params)
     alone = [make_sampler(one) for one in params]
     for _ in range(6):
         wanted = [sampler.draw(scores[r : r + 1], [0], [points[r]])[0] for r, sampler in enumerate(alone)]
         # Slots in another order than rows, as sequences come and go.
-        order = [3, 0, 4, 2, 1]
+        order = [3, 0, 6, 4, 2, 5, 1]
         assert together.draw(scores[order], order, [points[r] for r in order]) == [wanted[r] for r in order]
 
 
@@ -154,6 +188,9 @@ DRAFTED = [
     SamplingParams(temperature=1.0, top_k=30, top_p=0.9, num_logprobs=2),
     SamplingParams(repetition_penalty=1.5, presence_penalty=2.0, frequency_penalty=1.5, num_logprobs=0),
     SamplingParams(temperature=1.5, frequency_penalty=3.0),
+    SamplingParams(temperature=1.2, min_p=0.1, presence_penalty=1.0, logit_bias=((5, 11.0), (6, 12.0), (7, 11.5))),
+    # Two ids were generated before: the first three of the five draws have to do without most of the vocabulary.
+    SamplingParams(min_tokens=5, end_ids=tuple(range(400)), logit_bias=((3, 100.0),), frequency_penalty=0.1),
 ]
 
 
@@ -164,24 +201,25 @@ def drawn_one_by_one(params, scores, points):
 
 @pytest.mark.parametrize("num_right", range(5))
 def test_rows_after_guesses_draw_what_single_steps_draw_as_far_as_the_guesses_are_right(num_right):
-    """Four sequences with four guesses each, of which the first `num_right` are right, in one call."""
+    """Sequences with four guesses each, of which the first `num_right` are right, in one call."""
     points = [0.3, 0.9, 0.5, 0.1, 0.7]
     # Few scores stand out, so that penalties decide between them and ids come again.
-    scores = [torch.where(random_scores(rows=5, seed=seed).abs() < 9, 0.0, 12.0) for seed in range(4)]
+    num = len(DRAFTED)
+    scores = [torch.where(random_scores(rows=5, seed=seed).abs() < 9, 0.0, 12.0) for seed in range(num)]
     wanted = [drawn_one_by_one(*one, points) for one in zip(DRAFTED, scores, strict=True)]
     sampler = make_sampler(*DRAFTED, generated_ids=(3, 3))
     guesses = []
     for sequence in wanted:
         ids = [one.token_id for one in sequence[:4]]
         guesses += [None, *ids[:num_right], *(token_id + 1 for token_id in ids[num_right:])]
-    slots = [slot for slot in range(4) for _ in range(5)]
-    drawn = sampler.draw(torch.cat(scores), slots, points * 4, guesses)
-    for slot in range(4):
+    slots = [slot for slot in range(num) for _ in range(5)]
+    drawn = sampler.draw(torch.cat(scores), slots, points * num, guesses)
+    for slot in range(num):
         ours = drawn[5 * slot : 5 * slot + 5]
         assert ours[: num_right + 1] == wanted[slot][: num_right + 1]
         assert ours[num_right + 1 :] == [None] * (4 - num_right)
     # What counts for the penalties of the next draw is what was drawn, and not what was guessed.
-    more = random_scores(rows=4, seed=9)
+    more = random_scores(rows=num, seed=9)
     for slot, params in enumerate(DRAFTED):
         before = (3, 3, *(one.token_id for one in wanted[slot][: num_right + 1]))
         alone = make_sampler(params, generated_ids=before)
@@ -202,6 +240,25 @@ def test_starting_a_slot_forgets_what_it_held():
     scores = torch.tensor([[0.0, 0.0, 0.0, 5.0]])
     sampler.start(StateStart(0, params, ()))
     assert sampler.draw(scores, [0], [0.0])[0].token_id == 3
+    sampler.start(StateStart(0, SamplingParams(logit_bias=((3, -9.0),), min_tokens=2, end_ids=(0,)), ()))
+    assert sampler.draw(scores, [0], [0.0])[0].token_id == 1
+    sampler.start(StateStart(0, SamplingParams(), ()))
+    assert sampler.penalised(scores, [0]) is scores
+
+
+def test_end_ids_wait_until_enough_ids_are_generated():
+    sampler = make_sampler(SamplingParams(min_tokens=4, end_ids=(2, 0)), vocab_size=4, generated_ids=(1, 1))
+    scores = torch.tensor([[3.0, 1.0, 9.0, 2.0]])
+    assert [sampler.draw(scores, [0], [0.0])[0].token_id for _ in range(4)] == [3, 3, 2, 2]
+
+
+def test_log_probabilities_are_of_the_scores_without_bias():
+    scores = random_scores()
+    params = SamplingParams(logit_bias=((9, 100.0),), num_logprobs=1, min_tokens=1, end_ids=(int(scores.argmax()),))
+    [sampled] = make_sampler(params).draw(scores, [0], [0.0])
+    assert sampled.token_id == 9
+    assert sampled.logprob == pytest.approx(scores.log_softmax(-1)[0, 9].item())
+    assert sampled.top[0][0] == scores.argmax()
 
 
 def test_log_probabilities_only_where_asked_for():

@@ -26,6 +26,14 @@ WAYS = {
     "penalised": replace(GREEDY, repetition_penalty=1.05, presence_penalty=0.1, frequency_penalty=0.02),
     "sampled": SamplingParams(temperature=0.4, top_p=0.9, top_k=50, num_logprobs=0),
     "sampled from all, penalised": SamplingParams(temperature=0.5, frequency_penalty=0.05, num_logprobs=1),
+    "biased": SamplingParams(
+        temperature=0.5,
+        min_p=0.05,
+        logit_bias=tuple((token_id, token_id % 7 / 4) for token_id in range(150, 350)),
+        min_tokens=25,
+        end_ids=tuple(range(113, 150)),
+        num_logprobs=1,
+    ),
 }
 
 

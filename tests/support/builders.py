@@ -84,6 +84,7 @@ def make_sequence(
     arrived: float = 0.0,
     cache_salt: bytes = b"",
     matcher: Matcher | None = None,
+    stop_token_ids: Ordered[int] = (),
 ) -> Sequence:
     """A sequence over `prompt_ids`, by default `num_prompt` ids that differ from request to request."""
     return Sequence(
@@ -98,6 +99,7 @@ def make_sequence(
         arrived=arrived,
         cache_salt=cache_salt,
         matcher=matcher,
+        stop_token_ids=frozenset(stop_token_ids),
     )
 
 
@@ -249,5 +251,6 @@ def expected_of(sequence: Sequence, vocab_size: int = 23) -> list[int]:
         seed=sequence.seed,
         max_tokens=sequence.max_tokens,
         eos_id=sequence.eos_id,
+        stop_token_ids=sequence.stop_token_ids,
         vocab_size=vocab_size,
     )

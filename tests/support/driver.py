@@ -20,7 +20,7 @@ from model.step import (
     StateStart,
     StepBatch,
 )
-from tests.support.golden import GoldenCase
+from tests.support.golden import NUM_QUERIES, GoldenCase
 
 GREEDY = SamplingParams()
 
@@ -139,8 +139,8 @@ def _row(sequence: _Running, free_blocks: list[int], block_tokens: int) -> Seque
 
 
 def _crop_rows(sequence: _Running, start: int, end: int) -> Iterable[CropRows]:
-    """The parts of the crops' spans of 64 vectors that fall between `start` and `end`."""
+    """The parts of the crops' spans of vectors that fall between `start` and `end`."""
     for slot, (first, _) in zip(sequence.crop_slots, sequence.conversation.crops, strict=True):
-        begin, stop = max(first, start), min(first + 64, end)
+        begin, stop = max(first, start), min(first + NUM_QUERIES, end)
         if begin < stop:
             yield CropRows(begin - start, slot, begin - first, stop - begin)

@@ -145,6 +145,8 @@ def choose(
     token_id = int.from_bytes(blake2b(b"".join([*cells, seen.encode()]), digest_size=8).digest()) % vocab_size
     while mask is not None and not mask[token_id // 8] >> token_id % 8 & 1:
         token_id = (token_id + 1) % vocab_size
+    while token_id in sampling.end_ids and len(generated) < sampling.min_tokens:
+        token_id = (token_id + 1) % vocab_size
     if sampling.num_logprobs is None:
         return Sampled(token_id, None, ())
     top = tuple(((token_id + rank) % vocab_size, -0.5 - rank) for rank in range(sampling.num_logprobs))
@@ -160,6 +162,7 @@ def expected_ids(
     seed: int,
     max_tokens: int,
     eos_id: int | None,
+    stop_token_ids: Iterable[int] = (),
     vocab_size: int = 23,
     matcher: Matcher | None = None,
 ) -> list[int]:
@@ -169,7 +172,7 @@ def expected_ids(
         prompt_ids: the prompt.
         crops: (position of the first query token, `digest` of the crop).
         crop_queries: positions that a crop takes.
-        sampling, seed, max_tokens, eos_id: as in the request.
+        sampling, seed, max_tokens, eos_id, stop_token_ids: as in the request.
         vocab_size: the runner's.
         matcher: of its grammar, at the beginning.
     """
@@ -177,7 +180,8 @@ def expected_ids(
     for start, pixels in crops:
         inputs[start : start + crop_queries] = [crop_input(pixels, query) for query in range(crop_queries)]
     generated: list[int] = []
-    while len(generated) < max_tokens and (not generated or generated[-1] != eos_id):
+    ends = {eos_id, *stop_token_ids}
+    while len(generated) < max_tokens and (not generated or generated[-1] not in ends):
         if matcher is not None and matcher.is_complete:
             break
         known = inputs + [text_input(token_id) for token_id in generated]

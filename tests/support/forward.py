@@ -12,7 +12,7 @@ from model.runtime.kv_cache import allocate_layers
 from model.runtime.packing import pack_rows
 from model.step import SequenceRow
 from tests.support.driver import golden_crops
-from tests.support.golden import load_case
+from tests.support.golden import NUM_QUERIES, load_case
 from tests.support.runners import tiny_model
 
 # Axes: P patches and Q queries of a crop, T tokens, V tower width, D language width.
@@ -77,7 +77,7 @@ def language_stages(
     language = model.language
     ids = [*case.input_ids, *generated_ids]
     row = SequenceRow(0, ids, 0, range(-(-len(ids) // BLOCK_TOKENS)), (), None)
-    packed = pack_rows([row], num_queries=64, max_group_keys=0, device=torch.device(device))
+    packed = pack_rows([row], num_queries=NUM_QUERIES, max_group_keys=0, device=torch.device(device))
     image_tokens = [crop.first_token + query for crop in crops for query in range(len(crop.vectors))]
     vectors = [model.resampler.query.new_empty(0, model.resampler.query.shape[1]), *(crop.vectors for crop in crops)]
     x = model.embed(packed.token_ids, torch.tensor(image_tokens, dtype=torch.int64, device=device), torch.cat(vectors))

@@ -21,6 +21,8 @@ TINY_V2 = DATA / "checkpoints" / "tiny-v2"
 TINY_V1 = DATA / "checkpoints" / "tiny-v1"
 OFFICIAL_TOKENIZER = DATA / "tokenizer-official"
 """Folder of the official 2.0 tokenizer; the tiny checkpoints have a smaller one of the same kind."""
+NUM_QUERIES = 64
+"""Vectors a crop, of the tiny checkpoints as of the official ones."""
 
 
 @dataclass(frozen=True)

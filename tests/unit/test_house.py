@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import metrics_table
 from scripts.settings_table import PAGE, page
 from server.settings import Settings
 from server.version import VERSION
@@ -74,6 +75,10 @@ def test_every_flag_in_the_readme_is_a_setting():
 
 def test_the_page_of_settings_is_current():
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_page_of_metrics_is_current():
+    assert metrics_table.PAGE.read_text(encoding="utf-8") == metrics_table.page(), "run `make docs`"
 
 
 def test_every_dependency_is_pinned_and_has_its_line_in_the_documents():

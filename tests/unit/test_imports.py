@@ -107,7 +107,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("prepare", "messages", "words", "model"),
     ),
     "client": (("server.engine.client",), ("watch", "prepare", "messages", "words", "model")),
-    "metrics": (("server.metrics",), ("messages", "words")),
+    "metrics": (("server.metrics", "server.vllm_metrics"), ("messages", "words")),
     # The HTTP layer: to it the engine is a client that turns a request into a prepared one, and that into events.
     "api": (("server.api", "server.listener"), ("client", "prepare", "metrics", "fetch", "words")),
     # The composition root.

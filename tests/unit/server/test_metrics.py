@@ -114,6 +114,7 @@ def test_ready_describes_the_cache_once() -> None:
     assert value(metrics, "engine_weight_bytes") == 7
     assert value(metrics, "engine_kv_cache_bytes") == 9
     assert value(metrics, "memory_budget_bytes") == 8 * 2**30
+    assert [value(metrics, "image_cache_capacity_crops", tier=tier) for tier in ("device", "host")] == [4, 9]
 
 
 def test_engine_without_blocks_uses_none() -> None:
@@ -194,3 +195,23 @@ def test_series_that_alerts_compare_exist_from_the_start() -> None:
 
 def test_no_sample_says_when_it_was_born() -> None:
     assert not [name for name, _ in samples(Metrics(version="1.2.3")) if name.endswith("_created")]
+
+
+def test_the_page_for_routers_has_their_gauges_and_nothing_else() -> None:
+    metrics = Metrics(version="1.2.3")
+    metrics.on_stats(STATS)
+    families = list(text_string_to_metric_families(metrics.render_routing().decode()))
+    assert {sample.name: sample.value for family in families for sample in family.samples} == {
+        "minicpmv_num_requests_running": 3,
+        "minicpmv_num_requests_waiting": 2,
+        "minicpmv_kv_cache_usage_ratio": 0.25,
+    }
+
+
+def test_admission_is_asked_when_the_page_is_rendered() -> None:
+    metrics = Metrics(version="1.2.3")
+    held = [5]
+    metrics.watch_admission(num_held=lambda: held[0], is_ready=lambda: held[0] < 6)
+    assert (value(metrics, "requests_in_progress"), value(metrics, "ready")) == (5, 1)
+    held[0] = 6
+    assert (value(metrics, "requests_in_progress"), value(metrics, "ready")) == (6, 0)

@@ -97,8 +97,8 @@ def test_reading_order_has_one_place_a_query():
     glyph = Glyph("a", 0.03, 0.95, 20, 0)
     for size, place in (((288, 64), 51), ((SIDE, SIDE), 56)):
         targets = seen(Scene(*size, "white", lines=["a"], text_colour="red", glyphs=[glyph]))
-        ordered = in_reading_order(targets, 72)
-        assert ordered.characters.shape == (1, 1, 72, 3)
+        ordered = in_reading_order(targets, 81)
+        assert ordered.characters.shape == (1, 1, 81, 3)
         assert np.argwhere(ordered.characters > 0).tolist() == [[0, 0, place, 0]]
         num_patches = targets.lines[0].size
         assert (ordered.lines[0, 0, num_patches:] == UNREADABLE).all()

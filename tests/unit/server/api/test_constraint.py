@@ -127,6 +127,12 @@ DEEP = {"a": {"a": {"a": {"a": {"a": {}}}}}}
             "invalid_value",
         ),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "invalid_value"),
+        ({"structured_outputs": {"regex": "a"}, "min_tokens": 3}, "min_tokens", "invalid_value"),
+        (
+            {"structured_outputs": {"regex": "a"}, "skip_special_tokens": False},
+            "skip_special_tokens",
+            "invalid_value",
+        ),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], param: str, code: str) -> None:

@@ -57,6 +57,10 @@ def test_what_is_left_out_takes_the_models_defaults() -> None:
         ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.2}),
         ({"presence_penalty": -1}, {"presence_penalty": -1.0}),
         ({"frequency_penalty": 1}, {"frequency_penalty": 1.0}),
+        ({"min_p": 0.1}, {"min_p": 0.1}),
+        ({"min_tokens": 3}, {"min_tokens": 3}),
+        ({"logit_bias": {"9": 1, "7": -100}}, {"logit_bias": ((7, -100.0), (9, 1.0))}),
+        ({"logit_bias": {}}, {}),
         ({"logprobs": True}, {"num_logprobs": 0}),
         ({"logprobs": True, "top_logprobs": 4}, {"num_logprobs": 4}),
         ({"logprobs": False}, {}),
@@ -68,9 +72,11 @@ def test_each_field_overrides_its_default_alone(field: dict[str, Any], sampling:
 
 
 def test_the_other_fields() -> None:
-    request = convert(max_completion_tokens=9, seed=4, n=2, stop=["a", "b"], ignore_eos=True)
+    request = convert(max_completion_tokens=9, seed=4, n=2, stop=["a", "b"], ignore_eos=True, stop_token_ids=[7, 5])
     assert (request.max_tokens, request.seed, request.num_choices) == (9, 4, 2)
-    assert (request.stop, request.ignore_eos) == (("a", "b"), True)
+    assert (request.stop, request.ignore_eos, request.stop_token_ids) == (("a", "b"), True, (7, 5))
+    request = convert(include_stop_str_in_output=True, skip_special_tokens=False)
+    assert (request.include_stop, request.skip_special_tokens) == (True, False)
     assert convert(max_tokens=8).max_tokens == 8
     assert convert(max_tokens=8, max_completion_tokens=8).max_tokens == 8
     assert convert(stop="a").stop == ("a",)
@@ -137,6 +143,19 @@ def test_a_bad_picture_is_named_by_its_path() -> None:
     with pytest.raises(InvalidImage) as caught:
         convert([USER, {"role": "user", "content": [text("x"), image_part(b"no picture")]}])
     assert caught.value.param == "messages[1].content[1].image_url.url"
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ({"logit_bias": {"5": 1, str(MODEL.vocab_size): 1}}, f"logit_bias.{MODEL.vocab_size}"),
+        ({"stop_token_ids": [MODEL.vocab_size - 1, MODEL.vocab_size]}, "stop_token_ids[1]"),
+    ],
+)
+def test_ids_belong_to_the_vocabulary(field: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"ends at {MODEL.vocab_size - 1}") as caught:
+        convert(**field)
+    assert (caught.value.param, caught.value.code) == (param, "invalid_value")
 
 
 def test_another_model_is_not_found() -> None:

@@ -16,7 +16,7 @@ from tests.support.fake_engine import MODEL
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_all_is_well(server: ApiServer, method: str) -> None:
-    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+    for path in ("/health", "/health/live", "/health/ready", "/metrics", "/metrics/routing"):
         assert server.http.request(method, path).status_code == 200
 
 
@@ -67,6 +67,13 @@ def test_page_of_metrics(server: ApiServer) -> None:
     assert response.headers["content-type"].startswith("text/plain")
     assert "\nminicpmv_num_requests_running 0.0\n" in response.text
     assert f'\nminicpmv_build_info{{version="{VERSION}"}} 1.0\n' in response.text
+
+
+def test_page_for_routers(server: ApiServer) -> None:
+    response = server.http.get("/metrics/routing")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert "\nminicpmv_num_requests_running 0.0\n" in response.text
+    assert "http_requests" not in response.text
 
 
 class CountingMetrics(Metrics):

@@ -11,7 +11,9 @@ from server.api.errors import field_path, invalid_body
 from server.api.protocol import ChatCompletionRequest, ImagePart, TextPart
 from server.errors import InvalidRequest
 
-LIMITS = SimpleNamespace(max_messages=3, max_parts=4, max_choices=4, max_stop_strings=2, max_choice_strings=2, max_tools=2)
+LIMITS = SimpleNamespace(
+    max_messages=3, max_parts=4, max_choices=4, max_stop_strings=2, max_choice_strings=2, max_tools=2
+)
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -74,6 +76,13 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
         {"tool_choice": "none"},
         {"parallel_tool_calls": True},
         {"logit_bias": {}},
+        {"logit_bias": {"0": -100, "122752": 100.0, "5": 0.5}},
+        {"logit_bias": {str(token_id): 1 for token_id in range(1024)}},
+        {"min_p": 0.1},
+        {"min_p": 1},
+        {"min_tokens": 0},
+        {"stop_token_ids": [0, 5] * 64},
+        {"include_stop_str_in_output": True, "skip_special_tokens": False},
         {"stop": "end"},
         {"stop": ["a", "b"]},
         {"temperature": 1},
@@ -101,9 +110,6 @@ def test_null_is_the_same_as_nothing(name: str) -> None:
         ("function_call", "auto"),
         ("functions", [{"name": "f"}]),
         ("length_penalty", 1.0),
-        ("logit_bias", {"50256": -100}),
-        ("min_p", 0.1),
-        ("min_tokens", 3),
         ("modalities", ["text", "audio"]),
         ("moderation", {"model": "m"}),
         ("prediction", {"type": "content", "content": "x"}),
@@ -113,7 +119,6 @@ def test_null_is_the_same_as_nothing(name: str) -> None:
         ("guided_json", {"type": "object"}),
         ("guided_choice", ["a"]),
         ("service_tier", "flex"),
-        ("stop_token_ids", [2]),
         ("tool_choice", "auto"),
         ("tools", [{"type": "function"}]),
         ("use_beam_search", True),
@@ -155,6 +160,25 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"top_p": 1.1}, "top_p", "invalid_value"),
         ({"top_k": -2}, "top_k", "invalid_value"),
         ({"top_k": 1.5}, "top_k", "invalid_type"),
+        ({"min_p": 1.1}, "min_p", "invalid_value"),
+        ({"min_p": -0.1}, "min_p", "invalid_value"),
+        ({"min_tokens": -1}, "min_tokens", "invalid_value"),
+        ({"min_tokens": 1.0}, "min_tokens", "invalid_type"),
+        ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
+        ({"logit_bias": {"5": 100.5}}, "logit_bias.5", "invalid_value"),
+        ({"logit_bias": {"5": -101}}, "logit_bias.5", "invalid_value"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5", "invalid_type"),
+        ({"logit_bias": {"5": True}}, "logit_bias.5", "invalid_type"),
+        ({"logit_bias": {"5": None}}, "logit_bias.5", "invalid_type"),
+        ({"logit_bias": {"the": 1}}, "logit_bias.the", "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1", "invalid_value"),
+        ({"logit_bias": {"05": 1}}, "logit_bias.05", "invalid_value"),
+        ({"logit_bias": {"\u0665": 1}}, "logit_bias.\u0665", "invalid_value"),
+        ({"logit_bias": {str(token_id): 1 for token_id in range(1025)}}, "logit_bias", "limit_exceeded"),
+        ({"stop_token_ids": [1] * 129}, "stop_token_ids", "limit_exceeded"),
+        ({"stop_token_ids": [1, -1]}, "stop_token_ids[1]", "invalid_value"),
+        ({"stop_token_ids": ["1"]}, "stop_token_ids[0]", "invalid_type"),
+        ({"stop_token_ids": 1}, "stop_token_ids", "invalid_type"),
         ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
         ({"presence_penalty": 2.1}, "presence_penalty", "invalid_value"),
         ({"frequency_penalty": -2.1}, "frequency_penalty", "invalid_value"),
@@ -241,10 +265,12 @@ def test_parts_are_counted() -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-@pytest.mark.parametrize("name", ["temperature", "presence_penalty", "repetition_penalty"])
+@pytest.mark.parametrize("name", ["temperature", "presence_penalty", "repetition_penalty", "min_p"])
 def test_numbers_are_finite(name: str, number: str) -> None:
     err = refusal(json.dumps(BODY).encode()[:-1] + f', "{name}": {number}}}'.encode())
     assert err.param == name
+    err = refusal(json.dumps(BODY).encode()[:-1] + f', "logit_bias": {{"5": {number}}}}}'.encode())
+    assert err.param == "logit_bias.5"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,49 @@ def test_nothing_of_a_stop_string_is_shown_in_any_form():
     assert aborted == [0]
 
 
+@pytest.mark.parametrize("include_stop", [False, True])
+def test_a_stop_id_is_reported_and_part_of_the_text_only_where_that_is_wanted(include_stop):
+    ids = TOKENIZER.encode("hi there")
+    sampling = SamplingParams(num_logprobs=0)
+    answer, _ = make_answer(stop_token_ids=(ids[-1],), include_stop=include_stop, sampling=sampling)
+    put(answer, ids[:-1])
+    put(answer, ids[-1:], "stop")
+    (event,) = answer.events()
+    assert event.token_ids == tuple(ids)
+    assert (event.finish_reason, event.num_tokens) == ("stop", len(ids))
+    assert event.text == TOKENIZER.decode(ids if include_stop else ids[:-1])
+    assert len(event.logprobs) == len(ids) - (not include_stop)
+
+
+def test_a_stop_string_before_a_stop_id():
+    ids = TOKENIZER.encode("a b c")
+    answer, aborted = make_answer(stop=("b",), stop_token_ids=(ids[-1],))
+    put(answer, ids, "stop")
+    (event,) = answer.events()
+    assert (event.text, event.finish_reason, aborted) == ("a", "stop", [])
+    assert len(event.token_ids) < len(ids)
+
+
+def test_special_tokens_in_the_text_are_a_choice():
+    texts = {}
+    for skip in (None, True, False):
+        answer, _ = make_answer(skip_special_tokens=skip, sampling=SamplingParams(num_logprobs=0))
+        put(answer, [TOKENIZER.bos_id, 103, *TOKENIZER.encode("x"), EOS], "stop")
+        (event,) = answer.events()
+        texts[skip] = event.text
+        assert len(event.token_ids) == 4
+        assert len(event.logprobs) == (4 if skip is False else 3)
+    assert texts == {None: "<ref> x".replace(" ", ""), True: "x", False: "<s><ref> x</s>"}
+
+
+def test_min_tokens_keep_a_stop_string_from_ending_the_answer():
+    ids = TOKENIZER.encode("a b a b")
+    answer, _ = make_answer(stop=("b",), sampling=SamplingParams(min_tokens=len(ids) - 1))
+    put(answer, ids, "length")
+    (event,) = answer.events()
+    assert (event.text, event.finish_reason) == ("a b a", "stop")
+
+
 def test_a_choice_that_the_engine_has_ended_needs_no_abort():
     answer, aborted = make_answer(stop=("b",))
     put(answer, TOKENIZER.encode("a b"), "length")

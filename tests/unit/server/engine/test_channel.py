@@ -33,11 +33,12 @@ SUBMIT = Submit(
     request_id=2**40,
     prompt_ids=[1, 2, 3],
     crops=[Crop(64, 448, 14, 1, bytes(range(16))), Crop(None, 14, 448, 70, bytes(16))],
-    sampling=Sampling(0.7, 0.8, 100, 1.05, 0.0, -0.5, 3),
+    sampling=Sampling(0.7, 0.8, 100, 1.05, 0.0, -0.5, 3, 0.1, ((7, -100.0), (2**17, 0.5)), 4),
     seeds=[0, 2**63 - 1],
     max_tokens=5,
     eos_id=None,
     cache_salt=b"\x00tenant",
+    stop_token_ids=[5, 2],
 )
 READY = Ready(
     device="cpu",

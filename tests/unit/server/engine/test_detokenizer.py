@@ -23,9 +23,9 @@ def encode(text):
     return encode_pieces(TINY, TINY.split_special(text))
 
 
-def run(ids, stop=(), sizes=(1,), tokenizer=TINY):
+def run(ids, stop=(), sizes=(1,), tokenizer=TINY, **options):
     """The deltas of `ids`, fed in groups whose sizes are taken in turn, and `finish` last."""
-    detokenizer = Detokenizer(tokenizer, stop)
+    detokenizer = Detokenizer(tokenizer, stop, **options)
     deltas = []
     start = 0
     sizes = [*sizes, 1]
@@ -96,6 +96,32 @@ def test_text_ends_before_the_first_stop_string(ids, sizes, data):
     assert not any(string in joined(deltas) for string in stop)
     # What is counted does not depend on the grouping either.
     assert sum(delta.num_ids for delta in deltas) == sum(delta.num_ids for delta in run(ids, stop, [len(ids) or 1]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(ids=all_ids, sizes=chunk_sizes, skip=st.booleans())
+@example(ids=[BYTES[0], REF, BYTES[1], UNK, *X, EOS], sizes=[1], skip=True)
+@example(ids=[BOS, UNK, *X, EOS], sizes=[1], skip=False)
+def test_deltas_add_up_with_all_special_tokens_or_none(ids, sizes, skip):
+    deltas = run(ids, sizes=sizes, skip_special_tokens=skip)
+    assert joined(deltas) == TINY.decode(ids, skip_special_tokens=skip)
+    assert sum(delta.num_ids for delta in deltas) == len(ids)
+
+
+@settings(deadline=None, max_examples=100)
+@given(ids=all_ids, sizes=chunk_sizes, data=st.data())
+def test_text_ends_with_the_stop_string_where_it_is_to_be_included(ids, sizes, data):
+    text = unstripped(ids) or " "
+    start = data.draw(st.integers(0, len(text) - 1))
+    stop = [text[start : start + data.draw(st.integers(1, 6))], "never said"]
+    before, after = run(ids, stop, sizes), run(ids, stop, sizes, include_stop=True)
+    assert before[-1].stopped == after[-1].stopped
+    if after[-1].stopped:
+        assert joined(after) == stopped_text(ids, stop) + joined(after)[len(stopped_text(ids, stop)) :]
+        assert joined(after).endswith(stop[0])
+        assert joined(after).count(stop[0]) == 1
+    else:
+        assert joined(after) == joined(before)
 
 
 @settings(deadline=None)
@@ -230,6 +256,37 @@ def test_ids_are_counted_where_the_inserted_space_puts_them():
 
 def test_bytes_before_a_special_token_can_complete_a_stop_string():
     assert joined(run([REF, *X, BYTES[0], REF, *X], ["<ref>x\ufffd"])) == ""
+
+
+def test_an_included_stop_string_keeps_its_white_space():
+    assert joined(run(TINY.encode("a.  b. \nc"), [". \n"], include_stop=True)) == "a.  b. \n"
+    assert joined(run(TINY.encode("a  b"), [" "], include_stop=True)) == "a "
+
+
+def test_of_stop_strings_that_begin_alike_the_shortest_is_included():
+    assert joined(run(TINY.encode("xabcd"), ["abcd", "ab", "abc"], include_stop=True)) == "xab"
+    # The one that begins first was under way when the other was complete.
+    assert joined(run(TINY.encode("xabcx"), ["b", "abc"], include_stop=True)) == "xabc"
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "expected"),
+    [(0, ""), (1, ""), (2, "ab"), (3, "ab"), (4, "abab"), (5, "abab"), (6, "ababab"), (7, "ababab")],
+)
+def test_stop_strings_of_the_first_ids_do_not_count(min_tokens, expected):
+    ids = [token_id for char in "ababab" for token_id in TINY.encode("x" + char)[-1:]]
+    assert TINY.decode(ids) == "ababab"
+    for sizes in ([1], [2], [6]):
+        assert joined(run(ids, ["ab"], sizes, min_tokens=min_tokens)) == expected
+
+
+def test_min_tokens_are_counted_through_special_tokens():
+    ids = [REF, *X, REF, *X, REF]
+    # "<ref> x<ref> x<ref>": the space before an x comes when the text after it is known.
+    assert joined(run(ids, ["<ref>"], min_tokens=1)) == "<ref> x"
+    assert joined(run(ids, ["<ref>"], min_tokens=3)) == "<ref> x<ref> x"
+    assert joined(run(ids, ["x<"], min_tokens=3)) == "<ref> x<ref>"
+    assert joined(run(ids, ["x<"], min_tokens=5)) == "<ref> x<ref> x<ref>"
 
 
 def test_empty_stop_string_is_a_mistake_of_ours():

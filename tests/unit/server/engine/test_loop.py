@@ -163,6 +163,20 @@ def test_sampling_and_log_probabilities_pass_unchanged():
     assert (token.logprob, token.top) == (-0.5, [(token.token_id, -0.5), ((token.token_id + 1) % 23, -1.5)])
 
 
+@pytest.mark.parametrize("min_tokens", [0, 3])
+def test_end_ids_are_known_where_they_have_to_wait(min_tokens):
+    world = World()
+    sampling = Sampling(0.0, 1.0, None, 1.0, 0.0, 0.0, None, 0.1, ((7, -1.0),), min_tokens)
+    every_id = list(range(22))  # but one
+    world.submit(7, sampling=sampling, eos_id=22, stop_token_ids=every_id[:-1], max_tokens=9)
+    world.run()
+    # Until then id 21 alone does not end the answer.
+    assert world.ids(7)[:min_tokens] == [21] * min_tokens
+    assert world.ids(7)[-1] != 21
+    assert 21 not in world.ids(7)[min_tokens:] or len(world.ids(7)) > min_tokens + 1
+    assert world.tokens[-1].finish_reason == "stop"
+
+
 def test_ids_that_a_draft_brought_come_together():
     world = World(vocab_size=1, max_draft_tokens=7)
     world.submit(max_tokens=20, sampling=Sampling(0.0, 1.0, None, 1.0, 0.0, 0.0, 1))

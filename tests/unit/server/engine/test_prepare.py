@@ -8,6 +8,7 @@ from PIL import Image
 from model.config import load_config
 from model.prompt import Turn, build_prompt
 from model.slicing import plan_slices
+from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.arena import padded
 from server.engine.pictures import PictureIndex
@@ -130,6 +131,15 @@ def test_without_max_tokens_the_default_is_cut_to_what_is_left(preparer):
     error = refusal(preparer, request, max_context_tokens=num_prompt)
     assert isinstance(error, ContextOverflow)
     assert error.param == "messages"
+
+
+def test_min_tokens_fit_into_what_is_generated(preparer):
+    sampling = SamplingParams(min_tokens=9)
+    assert prepare(preparer, make_request("hello", sampling=sampling, max_tokens=9)).max_tokens == 9
+    error = refusal(preparer, make_request("hello", sampling=sampling, max_tokens=8))
+    assert (error.param, error.code) == ("min_tokens", "invalid_value")
+    assert "9" in error.message
+    assert "8" in error.message
 
 
 def test_a_text_that_cannot_fit_is_not_even_tokenized(preparer, monkeypatch):

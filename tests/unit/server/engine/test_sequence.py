@@ -31,6 +31,12 @@ def test_a_sequence_ends_at_its_end_id_or_at_its_length(max_tokens, eos_id, ids,
     assert sequence.generated_ids == ids
 
 
+def test_stop_ids_end_a_sequence_like_the_end_id():
+    for eos_id in (2, None):
+        sequence = make_sequence(max_tokens=4, eos_id=eos_id, stop_token_ids=(7, 9))
+        assert [sequence.append(token_id, now=0.0) for token_id in (5, 9)] == [None, "stop"]
+
+
 def test_it_decodes_when_only_the_newest_generated_id_is_missing():
     sequence = make_sequence(prompt_ids=[7, 8], max_tokens=3)
     sequence.num_computed = 1

@@ -33,9 +33,10 @@ def wrong(sequence, most):
 
 def right(sequence, most):
     """What comes next, as if there were no end id."""
-    eos_id, sequence.eos_id = sequence.eos_id, None
+    ends = sequence.eos_id, sequence.stop_token_ids
+    sequence.eos_id, sequence.stop_token_ids = None, frozenset()
     future = expected_of(sequence)[len(sequence.generated_ids) :]
-    sequence.eos_id = eos_id
+    sequence.eos_id, sequence.stop_token_ids = ends
     return tuple(future[:most])
 
 
@@ -80,7 +81,12 @@ class TestSteps:
 
     @pytest.mark.parametrize(
         "sampling",
-        [SamplingParams(), SamplingParams(temperature=1.0, num_logprobs=2), SamplingParams(frequency_penalty=0.5)],
+        [
+            SamplingParams(),
+            SamplingParams(temperature=1.0, num_logprobs=2),
+            SamplingParams(frequency_penalty=0.5),
+            SamplingParams(logit_bias=((1, 2.0),), min_tokens=30, end_ids=(1,)),
+        ],
     )
     @pytest.mark.parametrize("vocab_size", [2, 3])
     def test_where_some_guesses_are_wrong_the_answer_is_the_same(self, vocab_size, sampling):
@@ -137,6 +143,17 @@ class TestEnds:
         assert sequence.generated_ids == expected_of(sequence)
         assert sequence.status is Status.FINISHED
         engine.assert_empty()
+
+    def test_stop_ids_end_an_answer_in_the_middle_of_a_draft_and_not_before_min_tokens(self, monkeypatch):
+        for min_tokens in (0, 12):
+            engine = guessing_engine(monkeypatch, right)
+            sampling = SamplingParams(min_tokens=min_tokens, end_ids=(3, 4, 5))
+            sequence = engine.add(5, max_tokens=40, stop_token_ids=(3, 4, 5), sampling=sampling)
+            engine.run_to_end()
+            assert min_tokens < len(sequence.generated_ids) < 40
+            assert sequence.generated_ids[-1] in (3, 4, 5)
+            assert not {3, 4, 5} & set(sequence.generated_ids[:-1])
+            assert_all_as_alone(engine)
 
 
 class TestRoom:
@@ -229,7 +246,7 @@ class TestWithOthers:
         monkeypatch.setattr(scheduler_module, "GROWTH_TOKENS", 0)
         engine = repeating_engine(make_info(num_kv_blocks=9), vocab_size=vocab_size)
         for number in range(3):
-            penalised = SamplingParams(temperature=1.0, repetition_penalty=1.2)
+            penalised = SamplingParams(temperature=1.0, repetition_penalty=1.2, min_tokens=20, end_ids=(1,))
             engine.add(5, max_tokens=25, sampling=penalised, seed=number)
         engine.run_to_end()
         assert engine.scheduler.num_preemptions > 0
