@@ -190,6 +190,7 @@ class RunnerInfo:
     max_step_draws: int
     """Draws of all rows of a step at most."""
     num_vision_blocks: int
+    vocab_size: int
     device: str
     dtype: str
     """What is computed in: fp32, bf16 or fp16."""

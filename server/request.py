@@ -6,6 +6,9 @@ from typing import Literal
 from model.step import SamplingParams
 from server.demonstration import Demonstration
 
+SCORING = SamplingParams(num_logprobs=0)
+"""Of answers that are given: nothing is left to draw."""
+
 Role = Literal["user", "assistant"]
 FinishReason = Literal["stop", "length"]
 
@@ -66,6 +69,9 @@ class GenerationRequest:
     """Names of special tokens in the text: none, all, or with None those that the vendor's own code leaves."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
+    answers: tuple[str, ...] = ()
+    """Given answers, one for each choice, of which only the log-probabilities are wanted; with `ignore_eos`, so that
+    the end id's is among them."""
     constraint: Constraint | None = None
     """Each choice's text matches it when it has ended with "stop"; not with `ignore_eos`."""
 

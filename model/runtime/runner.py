@@ -198,6 +198,7 @@ def _describe(model: MiniCPMV, limits: Limits, plan: MemoryPlan, load_s: float) 
         num_state_slots=limits.max_num_sequences,
         max_step_draws=limits.max_step_draws,
         num_vision_blocks=model.config.vision.num_blocks,
+        vocab_size=model.config.language.vocab_size,
         device=str(model.device),
         dtype=plan.compute,
         weights=plan.weights,

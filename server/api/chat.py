@@ -17,7 +17,9 @@ from server.api.protocol import ChatCompletionRequest
 from server.api.record import RequestRecord
 from server.api.remote_images import RemoteImages
 from server.api.render import Reply, stream_frames, whole_completion
+from server.api.scoring import scored_completion
 from server.api.sse import EventStream
+from server.api.tools import Toolbox, constraint_with_tools, toolbox_of
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
@@ -64,6 +66,8 @@ def chat_router(
                 on_error=metrics.on_stream_error,
             )
         completion = await while_connected(http.receive, whole_completion(reply, events))
+        if reply.scored:
+            completion = scored_completion(completion, reply.scored)
         return json_response(completion)
 
     return router
@@ -74,26 +78,35 @@ async def _prepare(
 ) -> tuple[ChatCompletionRequest, PreparedRequest]:
     model = engine.model
     if len(body) <= _INLINE_BYTES:
-        wire, constraint, pictures, urls = _parse(body, model, settings)
+        wire, toolbox, constraint, pictures, urls = _parse(body, model, settings)
     else:
-        wire, constraint, pictures, urls = await asyncio.to_thread(_parse, body, model, settings)
+        wire, toolbox, constraint, pictures, urls = await asyncio.to_thread(_parse, body, model, settings)
     if urls:
         # After all that costs nothing: whatever is wrong with the request itself is settled by now.
         pictures |= await remote_images.fetch(urls)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
-    request = to_generation_request(wire, pictures, request_id=request_id, model=model, constraint=constraint)
+    request = to_generation_request(
+        wire,
+        pictures,
+        request_id=request_id,
+        model=model,
+        constraint=constraint,
+        instructions=None if toolbox is None else toolbox.instructions(),
+    )
     return wire, await engine.prepare(request)
 
 
 def _parse(
     body: bytearray, model: ModelInfo, settings: Settings
-) -> tuple[ChatCompletionRequest, Constraint | None, dict[str, ImageInput], dict[str, str]]:
+) -> tuple[ChatCompletionRequest, Toolbox | None, Constraint | None, dict[str, ImageInput], dict[str, str]]:
     try:
         # Not the bytearray itself, which takes pydantic five times as long.
         wire = ChatCompletionRequest.model_validate_json(bytes(body), context=settings)
     except ValidationError as err:
         raise invalid_body(err) from err
-    return wire, constraint_of(wire, settings), *read_pictures(wire, model=model, settings=settings)
+    toolbox = toolbox_of(wire)
+    wanted = constraint_of(wire, settings) if toolbox is None else constraint_with_tools(wire, toolbox, settings)
+    return wire, toolbox, wanted, *read_pictures(wire, model=model, settings=settings)
 
 
 def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelInfo) -> Reply:
@@ -107,7 +120,9 @@ def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelI
         prompt_ids=prepared.prompt_ids,
         is_streamed=bool(wire.stream),
         include_usage=wire.stream_options is not None and bool(wire.stream_options.include_usage),
-        has_logprobs=bool(wire.logprobs),
+        has_logprobs=bool(wire.logprobs or prepared.request.answers),
+        scored=prepared.request.answers,
         has_token_ids=bool(wire.return_token_ids),
+        may_call=toolbox_of(wire) is not None,
         names_tier=wire.service_tier is not None,
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server.api.protocol import ChatCompletionRequest
+from server.api.scoring import answers_to_score
 from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED
 from server.api.wire_structured import StructuredOutputs
 from server.errors import InvalidRequest
@@ -25,6 +26,9 @@ def constraint_of(wire: ChatCompletionRequest, settings: Settings) -> Constraint
     Raises:
         InvalidRequest: it is more than a limit allows, or two fields contradict each other.
     """
+    if answers_to_score(wire):
+        _check_choice(wire, settings)
+        return None
     found = [one for one in (_from_format(wire, settings), _from_structured(wire, settings)) if one is not None]
     if not found:
         return None
@@ -119,12 +123,18 @@ def _from_structured(wire: ChatCompletionRequest, settings: Settings) -> Constra
         return Constraint("regex", wanted.regex, param)
     if kind == "choice":
         assert wanted.choice is not None
-        source = json.dumps(wanted.choice, ensure_ascii=False)
-        check_bytes(source, settings, param=param)
-        return Constraint("choice", source, param)
+        return Constraint("choice", _check_choice(wire, settings), param)
     assert wanted.grammar is not None
     check_bytes(wanted.grammar, settings, param=param)
     return Constraint("grammar", wanted.grammar, param)
+
+
+def _check_choice(wire: ChatCompletionRequest, settings: Settings) -> str:
+    """The list of choices as JSON."""
+    assert wire.structured_outputs is not None
+    source = json.dumps(wire.structured_outputs.choice, ensure_ascii=False)
+    check_bytes(source, settings, param="structured_outputs.choice")
+    return source
 
 
 def _one_kind(wanted: StructuredOutputs) -> str:

@@ -12,14 +12,17 @@ from server.api.protocol import (
     ImagePart,
     SystemMessage,
     TextPart,
+    ToolMessage,
     UserMessage,
 )
-from server.api.wire import LIMIT_EXCEEDED, UNSUPPORTED_VALUE
+from server.api.scoring import answers_to_score
+from server.api.tools import call_text, result_text
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_VALUE
 from server.errors import InvalidRequest, NotFound
-from server.request import Constraint, GenerationRequest, ImageInput, Message, ModelInfo
+from server.request import SCORING, Constraint, GenerationRequest, ImageInput, Message, ModelInfo
 from server.settings import Settings
 
-_WireMessage = SystemMessage | UserMessage | AssistantMessage
+_WireMessage = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 def read_pictures(
@@ -57,16 +60,29 @@ def to_generation_request(
     request_id: str,
     model: ModelInfo,
     constraint: Constraint | None = None,
+    instructions: str | None = None,
 ) -> GenerationRequest:
     """The request in the engine's words.
 
     Args:
         pictures: all of the request, by the paths of their fields.
         constraint: what it wants its answers to match.
+        instructions: what the model is told after the client's system text.
     """
+    if answers := answers_to_score(wire):
+        return GenerationRequest(
+            request_id=request_id,
+            messages=fold_system_text(wire.messages, pictures, instructions),
+            sampling=SCORING,
+            max_tokens=None,
+            num_choices=len(answers),
+            ignore_eos=True,
+            cache_salt=cache_salt(wire.cache_salt),
+            answers=answers,
+        )
     return GenerationRequest(
         request_id=request_id,
-        messages=fold_system_text(wire.messages, pictures),
+        messages=fold_system_text(wire.messages, pictures, instructions),
         sampling=replace(model.default_sampling, **_given_sampling(wire)),
         max_tokens=wire.max_tokens if wire.max_tokens is not None else wire.max_completion_tokens,
         seed=wire.seed,
@@ -81,22 +97,37 @@ def to_generation_request(
     )
 
 
-def fold_system_text(messages: Sequence[_WireMessage], pictures: Mapping[str, ImageInput]) -> tuple[Message, ...]:
+def fold_system_text(
+    messages: Sequence[_WireMessage], pictures: Mapping[str, ImageInput], instructions: str | None = None
+) -> tuple[Message, ...]:
     """The turns of the conversation. The model knows no system turn: such text goes in front of the first user turn.
 
     All system and developer messages, wherever they stand, are joined by newlines, and so are they and the user's
-    text. Without any user turn the system text becomes one, at the front.
+    text. Without any user turn the system text becomes one, at the front. What the calls of an
+    answer came to is one user turn.
+
+    Raises:
+        InvalidRequest: a tool message answers no call.
     """
     system = [_text(message) for message in messages if isinstance(message, SystemMessage)]
-    turns = [
-        Message(
-            role=message.role,
-            text=_text(message),
-            images=tuple(pictures[param] for param, _ in _urls(message, number)),
-        )
-        for number, message in enumerate(messages)
-        if not isinstance(message, SystemMessage)
-    ]
+    if instructions is not None:
+        system.append(instructions)
+    called: dict[str, str] = {}
+    turns: list[Message] = []
+    for number, message in enumerate(messages):
+        if isinstance(message, SystemMessage):
+            continue
+        if isinstance(message, ToolMessage):
+            text = _result(message, called, f"messages[{number}].tool_call_id")
+            if number and isinstance(messages[number - 1], ToolMessage):
+                turns[-1] = replace(turns[-1], text=f"{turns[-1].text}\n{text}")
+            else:
+                turns.append(Message(role="user", text=text))
+            continue
+        if isinstance(message, AssistantMessage):
+            called |= {call.id: call.function.name for call in message.tool_calls or ()}
+        images = tuple(pictures[param] for param, _ in _urls(message, number))
+        turns.append(Message(role=message.role, text=_text(message), images=images))
     if system:
         first_user = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
         if first_user is None:
@@ -121,7 +152,7 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
     """Settles what needs no decoding before the first picture is decoded."""
     num_images = 0
     for number, message in enumerate(messages):
-        for place, part in enumerate(message.content):
+        for place, part in enumerate(message.content or ()):
             if not isinstance(part, ImagePart):
                 continue
             if not isinstance(message, UserMessage):
@@ -137,14 +168,23 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 
 
 def _text(message: _WireMessage) -> str:
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    texts = [part.text for part in message.content or () if isinstance(part, TextPart)]
+    if isinstance(message, AssistantMessage):
+        texts += [call_text(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+    return "\n".join(texts)
+
+
+def _result(message: ToolMessage, called: Mapping[str, str], param: str) -> str:
+    if message.tool_call_id not in called:
+        raise InvalidRequest(f"{param} is the id of no call in an earlier message", param=param, code=INVALID_VALUE)
+    return result_text(called[message.tool_call_id], _text(message))
 
 
 def _urls(message: _WireMessage, number: int) -> list[tuple[str, str]]:
     """Of the message's pictures, each with the path of its field."""
     return [
         (f"messages[{number}].content[{place}].image_url.url", part.image_url.url)
-        for place, part in enumerate(message.content)
+        for place, part in enumerate(message.content or ())
         if isinstance(part, ImagePart)
     ]
 

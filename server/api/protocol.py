@@ -29,6 +29,7 @@ from server.api.wire import length_limit as _length_limit
 from server.api.wire import only as _only
 from server.api.wire_structured import ResponseFormat, StructuredOutputs
 from server.api.wire_structured import moved_to as _moved_to
+from server.api.wire_tools import FunctionTool, ToolCall, ToolChoice
 
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 1024
@@ -83,6 +84,11 @@ Content = Annotated[
 ]
 
 
+def _none_if_empty(value: Any) -> Any:
+    # An answer of calls alone comes back with null, "" or no parts.
+    return None if value in ("", []) else value
+
+
 class SystemMessage(WireModel):
     content: Content
     role: Literal["system", "developer"]
@@ -98,22 +104,45 @@ class UserMessage(WireModel):
 class AssistantMessage(WireModel):
     """An earlier answer. The fields that are off let a client send back the very message it received."""
 
-    content: Content
+    content: Annotated[
+        list[_Part] | None,
+        FailFast(),
+        _length_limit("max_parts"),
+        BeforeValidator(_as_list_of_parts),
+        BeforeValidator(_none_if_empty),
+    ] = None
+    """None only where there are calls."""
     role: Literal["assistant"]
     annotations: NotSupported = None
     audio: NotSupported = None
     function_call: NotSupported = None
     name: NotSupported = None
     refusal: NotSupported = None
-    tool_calls: NotSupported = None
+    tool_calls: Annotated[list[ToolCall] | None, FailFast(), _length_limit("max_parts")] = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise PydanticCustomError("missing", "Field required", {"param": "content"})
+        return self
+
+
+class ToolMessage(WireModel):
+    """What a call came to."""
+
+    content: Content
+    role: Literal["tool"]
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)]
+    name: NotSupported = None
 
 
 WireMessage = Annotated[
     Annotated[SystemMessage, Tag("<system>")]
     | Annotated[SystemMessage, Tag("<developer>")]
     | Annotated[UserMessage, Tag("<user>")]
-    | Annotated[AssistantMessage, Tag("<assistant>")],
-    _by("role", "'system', 'developer', 'user' or 'assistant'"),
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
+    _by("role", "'system', 'developer', 'user', 'assistant' or 'tool'"),
 ]
 
 
@@ -178,7 +207,7 @@ class ChatCompletionRequest(WireModel):
     moderation: NotSupported = None
     n: Annotated[int | None, Field(ge=1), AfterValidator(_choices_limit)] = None
     parallel_tool_calls: bool | None = None
-    """Without effect, as there are no tools."""
+    """False: one call in an answer at the most."""
     prediction: NotSupported = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     prompt_cache_key: str | None = None
@@ -199,8 +228,12 @@ class ChatCompletionRequest(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    tool_choice: Annotated[str | None, _only("none")] = None
-    tools: NotSupported = None
+    tool_choice: ToolChoice | None = None
+    tools: Annotated[
+        list[Annotated[Annotated[FunctionTool, Tag("<function>")], _by("type", "'function'")]] | None,
+        FailFast(),
+        _length_limit("max_tools"),
+    ] = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     user: str | None = None
@@ -218,6 +251,8 @@ class ChatCompletionRequest(WireModel):
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     return_token_ids: bool | None = None
     structured_outputs: StructuredOutputs | None = None
+    score_choices: bool | None = None
+    """Instead of an answer, how likely each of structured_outputs.choice is."""
     skip_special_tokens: bool | None = None
     """Left out, the text has the names that the vendor's own code leaves in it."""
     stop_token_ids: Annotated[

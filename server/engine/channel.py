@@ -90,6 +90,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Only requests with the same salt share KV blocks."""
     grammar: str | None = None
     """What every choice has to match, as `server.engine.grammar` compiles it."""
+    forced_ids: list[list[int]] = []
+    """What each choice says, where that is given and only to be scored."""
     stop_token_ids: list[int] = []
     """Ids that end the answer like the end id."""
 

@@ -13,7 +13,8 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import Abort, Pixels, SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner, PixelReader
-from server.engine.grammar import Grammar, GrammarError
+from server.engine.forced import ForcedIds
+from server.engine.grammar import Grammar, GrammarError, Matcher
 from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
@@ -165,6 +166,9 @@ class EngineLoop:
         sampling = SamplingParams(**msgspec.structs.asdict(request.sampling), end_ids=_end_ids(request))
         stop_token_ids = frozenset(request.stop_token_ids)
         for choice, seed in enumerate(request.seeds):
+            matcher: Matcher | None = None if grammar is None else grammar.matcher()
+            if request.forced_ids:
+                matcher = ForcedIds(request.forced_ids[choice], self._runner.info.vocab_size)
             self._scheduler.add(
                 Sequence(
                     request_id=request.request_id,
@@ -177,7 +181,7 @@ class EngineLoop:
                     eos_id=request.eos_id,
                     arrived=arrived,
                     cache_salt=request.cache_salt,
-                    matcher=None if grammar is None else grammar.matcher(),
+                    matcher=matcher,
                     stop_token_ids=stop_token_ids,
                 )
             )

@@ -84,6 +84,8 @@ class PreparedRequest:
     """All of them, if any was not decoded: the engine may ask for the pixels. Else none: the files can be let go."""
     grammar: str | None = None
     """The request's constraint, checked, as the engine takes it."""
+    forced_ids: tuple[tuple[int, ...], ...] = ()
+    """Of the answers that are to be scored, the end id included, one for each choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class _Plan:
     prompt: Prompt
     usage: Usage
     max_tokens: int
+    forced_ids: tuple[tuple[int, ...], ...]
 
 
 class Preparer:
@@ -154,6 +157,7 @@ class Preparer:
             image_work=work,
             pictures=plan.pictures if any(crop.pixels is None for crop in crops) else (),
             grammar=grammar,
+            forced_ids=plan.forced_ids,
         )
 
     async def cut(self, pictures: Sequence[Picture]) -> tuple[list[Pixels], list[ImageWork]]:
@@ -181,12 +185,20 @@ class Preparer:
             prompt = build_prompt(turns, self._tokenizer, num_queries, specials_in_text=self._specials_in_text)
         except TextError as err:
             raise InvalidRequest(str(err), param="messages") from err
+        forced_ids = tuple(self._answer_ids(answer) for answer in request.answers)
         usage = _usage(images, plans, len(prompt.token_ids), num_queries)
-        max_tokens = _max_tokens(request.max_tokens, usage, limits)
+        asked = max(map(len, forced_ids)) if forced_ids else request.max_tokens
+        max_tokens = _max_tokens(asked, usage, limits, "structured_outputs.choice" if forced_ids else "max_tokens")
         _check_min_tokens(request.sampling.min_tokens, max_tokens)
         _check_crops(plans, limits)
         names = tuple(file_hash(image.data, request.cache_salt) for image in images)
-        return _Plan(tuple(map(Picture, images, plans)), names, prompt, usage, max_tokens)
+        return _Plan(tuple(map(Picture, images, plans)), names, prompt, usage, max_tokens, forced_ids)
+
+    def _answer_ids(self, answer: str) -> tuple[int, ...]:
+        try:
+            return (*self._tokenizer.encode_continuation(answer), self._tokenizer.eos_id)
+        except TextError as err:
+            raise InvalidRequest(str(err), param="structured_outputs.choice") from err
 
     def _plan_slices(self, image: ImageInput) -> SlicePlan:
         return plan_slices(image.width, image.height, self._config.slicing)
@@ -262,7 +274,7 @@ def _usage(images: Sequence[ImageInput], plans: Sequence[SlicePlan], num_prompt_
     )
 
 
-def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
+def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits, param: str) -> int:
     """Ids to generate: what was asked for, or the default cut to what the context leaves. Raises ContextOverflow."""
     left = limits.max_context_tokens - usage.prompt_tokens
     max_tokens = min(limits.default_max_tokens, max(left, 1)) if asked is None else asked
@@ -270,7 +282,7 @@ def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
         raise ContextOverflow(
             f"the prompt has {usage.prompt_tokens} tokens, of which {usage.image_tokens} for images, and "
             f"{max_tokens} more are asked for; the context of the model is {limits.max_context_tokens} tokens",
-            param="messages" if asked is None or left < 1 else "max_tokens",
+            param="messages" if asked is None or left < 1 else param,
         )
     return max_tokens
 

@@ -130,6 +130,7 @@ class EngineSession:
             eos_id=None if request.ignore_eos else self._tokenizer.eos_id,
             cache_salt=request.cache_salt,
             grammar=prepared.grammar,
+            forced_ids=[list(ids) for ids in prepared.forced_ids],
             stop_token_ids=list(request.stop_token_ids),
         )
 

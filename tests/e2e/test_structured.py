@@ -250,3 +250,108 @@ def test_langchain(demo: ServerProcess) -> None:
     url = f"data:image/png;base64,{base64.b64encode(SHAPES.read_bytes()).decode()}"
     content = [{"type": "text", "text": "What is there?"}, {"type": "image_url", "image_url": {"url": url}}]
     assert isinstance(model.invoke([{"role": "user", "content": content}]), Scene)
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "strict": True, "parameters": schema}}
+
+
+PAINT = tool("paint", shape={"enum": ["circle", "square"]}, colour={"type": "string", "maxLength": 8})
+COUNT = tool("count", what={"enum": ["shapes", "letters"]})
+BOTH_TOOLS = {"paint": PAINT, "count": COUNT}
+
+
+def check_calls(calls: Any) -> None:
+    assert calls
+    assert len({call.id for call in calls}) == len(calls)
+    for call in calls:
+        schema = BOTH_TOOLS[call.function.name]["function"]["parameters"]
+        jsonschema.validate(json.loads(call.function.arguments), schema)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "count"}}])
+def test_calls_that_have_to_be_made(demo: ServerProcess, choice: Any) -> None:
+    reply = ask(demo, tools=[PAINT, COUNT], tool_choice=choice, seed=2, n=2, temperature=1.0).choices
+    for one in reply:
+        if one.finish_reason == "length":
+            continue
+        assert (one.finish_reason, one.message.content) == ("tool_calls", None)
+        check_calls(one.message.tool_calls)
+        assert choice == "required" or [call.function.name for call in one.message.tool_calls] == ["count"]
+
+
+def test_streamed_calls_are_those_of_the_whole_answer(demo: ServerProcess) -> None:
+    options = {"tools": [PAINT, COUNT], "tool_choice": "required", "temperature": 0, "parallel_tool_calls": False}
+    [whole] = ask(demo, **options).choices
+    deltas, finish = [], None
+    for chunk in ask(demo, stream=True, **options):
+        for choice in chunk.choices:
+            assert not choice.delta.content
+            deltas += choice.delta.tool_calls or []
+            finish = choice.finish_reason or finish
+    [call] = whole.message.tool_calls
+    assert (deltas[0].id is not None, deltas[0].function.name) == (True, call.function.name)
+    assert {(one.id, one.function.name, one.type) for one in deltas[1:]} == {(None, None, None)}
+    assert "".join(one.function.arguments for one in deltas) == call.function.arguments
+    assert len(deltas) > 2
+    assert finish == whole.finish_reason == "tool_calls"
+    check_calls([call])
+    with demo.client().chat.completions.stream(model="tiny", messages=about_shapes("Draw it."), **options) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion().choices[0]
+    assert final.message.tool_calls[0].function.parsed_arguments is not None
+
+
+def test_calls_and_results_go_round(demo: ServerProcess) -> None:
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}, *about_shapes("What is there?")]
+    fields = {"model": "tiny", "tools": [PAINT, COUNT], "max_tokens": 60, "temperature": 0}
+    client = demo.client()
+    first = client.chat.completions.create(
+        messages=messages, **fields, tool_choice="required", parallel_tool_calls=False
+    )
+    messages.append(first.choices[0].message)
+    calls = first.choices[0].message.tool_calls
+    messages += [{"role": "tool", "tool_call_id": call.id, "content": "done"} for call in calls]
+    second = client.chat.completions.create(messages=messages, **fields).choices[0]
+    # With "auto" it is words or calls, whichever the model likes.
+    assert second.finish_reason in ("stop", "length", "tool_calls")
+    assert (second.finish_reason == "tool_calls") <= bool(second.message.tool_calls)
+    for call in second.message.tool_calls or [] if second.finish_reason == "tool_calls" else []:
+        check_calls([call])
+    third = client.chat.completions.create(messages=messages, **fields, tool_choice="none").choices[0]
+    assert third.message.content
+    assert third.message.tool_calls is None
+
+
+def test_langchain_tools(demo: ServerProcess) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    model = langchain.ChatOpenAI(
+        model="tiny", base_url=f"{demo.url}/v1", api_key="none", max_tokens=300, max_retries=0
+    ).with_structured_output(Scene, method="function_calling")
+    assert isinstance(model.invoke("What is there?"), Scene)
+
+
+def test_scores_of_choices(demo: ServerProcess) -> None:
+    answers = ["red", "green", "blue and something longer", "红"]
+    asked = {"structured_outputs": {"choice": answers}, "score_choices": True}
+    reply = ask(demo, "Which colour is the circle?", extra_body=asked)
+    [choice] = reply.choices
+    scores = choice.model_extra["choice_scores"]
+    assert [one["choice"] for one in scores] == answers
+    assert sum(one["probability"] for one in scores) == pytest.approx(1)
+    best = max(scores, key=lambda one: one["probability"])
+    assert (choice.message.content, choice.finish_reason) == (best["choice"], "stop")
+    assert reply.usage.completion_tokens == sum(one["num_tokens"] for one in scores)
+    assert reply.usage.prompt_tokens_details.image_tokens > 0
+    # Asked alone it is as likely, whatever the others were.
+    alone = {"structured_outputs": {"choice": ["green"]}, "score_choices": True}
+    again = ask(demo, "Which colour is the circle?", extra_body=alone).choices[0].model_extra["choice_scores"]
+    assert again[0]["logprob"] == pytest.approx(scores[1]["logprob"], abs=1e-3)
+    assert again[0]["probability"] == 1

@@ -28,6 +28,7 @@ def make_info(
     num_state_slots: int = 4,
     max_step_draws: int = 64,
     num_vision_blocks: int = 4,
+    vocab_size: int = 23,
 ) -> RunnerInfo:
     return RunnerInfo(
         num_kv_blocks=num_kv_blocks,
@@ -38,6 +39,7 @@ def make_info(
         num_state_slots=num_state_slots,
         max_step_draws=max_step_draws,
         num_vision_blocks=num_vision_blocks,
+        vocab_size=vocab_size,
         device="fake",
         dtype="fp32",
         weights="fp32",

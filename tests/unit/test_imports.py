@@ -68,7 +68,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fetch": (("server.fetch",), ("words",)),
     "messages": (("server.engine.channel", "server.engine.transport", "server.engine.arena"), ("model",)),
     # What a grammar lets follow: masks over the vocabulary.
-    "grammar": (("server.engine.grammar", "server.engine.grammar_limits"), ("model",)),
+    "grammar": (("server.engine.forced", "server.engine.grammar", "server.engine.grammar_limits"), ("model",)),
     # Compiling one: in a thread of the engine, and before that in a process that can be killed.
     "compile": (("server.engine.grammar_child", "server.engine.grammar_compiler"), ("grammar",)),
     # The engine's own logic: integers only, no clock, no I/O.
