@@ -22,7 +22,7 @@ from model.nn.attention.base import AttentionPlan, LayerCache, PagedRows
 from model.nn.attention.reference import reference_attention
 from model.nn.kernels import LanguageKernels, Rotary, TorchKernels
 from model.nn.quant import TritonWeight
-from model.runtime.kv_cache import allocate_layers
+from model.runtime.kv_cache import allocate_cache
 
 HEADS, SIZE, WIDTH, MLP = 36, 64, 2304, 5760
 PRODUCTS = {"gate, up": (2 * MLP, WIDTH), "down": (WIDTH, MLP), "head": (122753, WIDTH)}
@@ -176,7 +176,7 @@ def make_plan(num_rows: int, num_new: int, num_keys: int, device: torch.device) 
 def allocated(num_blocks: int, kv: KvFormat, device: torch.device) -> tuple[LayerCache, ...]:
     """One layer of the full-size model, with random numbers in it."""
     shape = SimpleNamespace(num_layers=1, num_kv_heads=HEADS, head_size=SIZE)
-    caches = allocate_layers(shape, num_blocks, kv, device)  # type: ignore[arg-type]  # it reads these three alone
+    caches = allocate_cache(shape, num_blocks, kv, device).layers  # type: ignore[arg-type]  # it reads these three alone
     for pool in (caches[0].keys, caches[0].values):
         slots = torch.arange(num_blocks * BLOCK_TOKENS, device=device)
         pool.write(slots, torch.randn(len(slots), HEADS, SIZE, device=device).to(DTYPE))

@@ -36,13 +36,21 @@ class Prompt:
     """One for each crop of each picture, in the order of `SlicePlan.crop_sizes` and of the pictures."""
 
 
-def build_prompt(turns: Iterable[Turn], tokenizer: Tokenizer, num_queries: int, *, specials_in_text: bool) -> Prompt:
+def build_prompt(
+    turns: Iterable[Turn],
+    tokenizer: Tokenizer,
+    num_queries: int,
+    *,
+    specials_in_text: bool,
+    opens_answer: bool = True,
+) -> Prompt:
     """The prompt that asks for the next assistant turn.
 
     Args:
         num_queries: placeholder tokens, and vectors, of each crop.
         specials_in_text: True is the reference's rule: a special token's name in a turn's text becomes the token.
             False keeps it text, and a turn marker in it as well, so that users cannot write control tokens.
+        opens_answer: False asks for how the last turn goes on instead. A turn has no end of its own in a prompt.
 
     Raises:
         ValueError: an assistant turn has pictures, or a picture is sliced though the release has no slices.
@@ -59,8 +67,28 @@ def build_prompt(turns: Iterable[Turn], tokenizer: Tokenizer, num_queries: int, 
             writer.add_picture(plan)
             writer.add(["\n"])
         writer.add(tokenizer.split_special(turn.text) if specials_in_text else tokenizer.split_plain(turn.text))
-    writer.add([ASSISTANT_MARKER])
+    if opens_answer:
+        writer.add([ASSISTANT_MARKER])
     return writer.finish()
+
+
+def build_raw_prompt(text: str, tokenizer: Tokenizer, *, add_start: bool, specials_in_text: bool) -> Prompt:
+    """The prompt that goes on with this text, in no chat form.
+
+    Args:
+        add_start: begin with the start token, as every text does that the model was trained with.
+        specials_in_text: as for `build_prompt`. Turn markers act either way: a raw prompt may well have turns.
+
+    Raises:
+        TextError: the text holds a lone surrogate.
+    """
+    pieces: Sequence[str | int] = tokenizer.split_plain(text, keeps_markers=True)
+    if specials_in_text:
+        pieces = tokenizer.split_special(text)
+    ids = [tokenizer.bos_id] if add_start else []
+    for piece in pieces:
+        ids += [piece] if isinstance(piece, int) else tokenizer.encode(piece)
+    return Prompt(tuple(ids), ())
 
 
 class _Writer:

@@ -11,6 +11,7 @@ Vocabulary
     crop slot        index of `num_queries` rows in the device's table of encoded crops
     host slot        the same in a table in the host's memory, for crops that had to leave the device
     state slot       index of a running sequence's sampling state (ids seen, penalties) in the runner
+    beam             one of several sequences that continue the same prompt and go on from each other's beginnings
 """
 
 from collections.abc import Sequence
@@ -57,6 +58,26 @@ class StateStart:
     sampling: SamplingParams
     generated_ids: tuple[int, ...]
     """Ids generated so far: empty for a new sequence, not for one that resumes after a preemption."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateFork:
+    """A beam goes on from the ids of one that may be another, and has chosen its next id.
+
+    Its state becomes a copy of that in `source_slot` as it was before all forks of the step, and the id is added.
+    """
+
+    state_slot: int
+    source_slot: int
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """A KV block's keys and values, in all layers, come to lie in another block as well."""
+
+    source: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +132,9 @@ class Draw:
 
     uniforms: tuple[float, ...]
     """At least one, in [0, 1): the points of the cumulative distributions that are taken. Unused by greedy."""
+    num_best: int | None = None
+    """Of a beam, which has no draft: no id is drawn, but the so many best ones are told with their log-probabilities,
+    the penalties applied to these. Whether one of them is chosen is known in the next step (`StateFork`)."""
     masks: tuple[bytes, ...] = ()
     """Empty where any id may be drawn. Else, for each point, a bit for each id of the vocabulary, the lowest bit of the
     first byte for id 0, filled up to `mask_bytes`: 1 for the ids that may be drawn there, at least one."""
@@ -147,18 +171,25 @@ class SequenceRow:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One step of work. Copies come first, then encoding, one forward pass over all rows, and the draws."""
+    """One step of work. Copies and states come first, then encoding, one forward pass over all rows, and the draws."""
 
     starts: tuple[StateStart, ...]
     encode: tuple[EncodeWork, ...]
     rows: tuple[SequenceRow, ...]
     copies: tuple[CropCopy, ...] = ()
     """In this order: a later one may read what an earlier one wrote, or overwrite what it read."""
+    block_copies: tuple[BlockCopy, ...] = ()
+    """No target is a source, too, or a target twice."""
+    forks: tuple[StateFork, ...] = ()
+    """After the starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The id chosen for one row, with log-probabilities (natural logarithm) when they were asked for."""
+    """The id chosen for one row, with log-probabilities (natural logarithm) when they were asked for.
+
+    Of a beam's row: one of its best ids, with its log-probability after the penalties.
+    """
 
     token_id: int
     logprob: float | None
@@ -171,7 +202,8 @@ class StepOutput:
     """Answers in the order of the batch's rows."""
 
     sampled: tuple[tuple[Sampled, ...], ...]
-    """One entry a row: nothing where it had no `draw`, else one id and as many more as its draft was right."""
+    """One entry a row: nothing where it had no `draw`, else one id and as many more as its draft was right. Of a beam
+    its best ids, best first."""
     encode_s: float
     """Seconds spent in the vision encoder during this step."""
 

@@ -47,7 +47,10 @@ class Tokenizer:
         self._specials = dict(specials)
         self._special_ids = {name: special_id for special_id, name in specials.items()}
         self._special_names = re.compile("|".join(map(re.escape, self._special_ids)))
-        self._unsafe_names = re.compile("|".join(map(re.escape, self._find_unsafe_names())))
+        controls = self._find_control_names()
+        self._control_names = re.compile("|".join(map(re.escape, controls)))
+        markers = [self._breakable(USER_MARKER), self._breakable(ASSISTANT_MARKER)]
+        self._unsafe_names = re.compile("|".join(map(re.escape, [*controls, *markers])))
 
         self.vocab_size: int = processor.vocab_size()
         self.unk_id = self._special_ids["<unk>"]
@@ -88,13 +91,14 @@ class Tokenizer:
             pieces.append(text[end:])
         return pieces
 
-    def split_plain(self, text: str) -> list[str]:
+    def split_plain(self, text: str, *, keeps_markers: bool = False) -> list[str]:
         """The same text in pieces that hold no control token: what a user types stays text.
 
-        Encoding each piece by itself gives no special id and never the ids of a turn marker. Text without such names
-        is one piece, so that it encodes exactly as in the reference.
+        Encoding each piece by itself gives no special id and, unless `keeps_markers`, never the ids of a turn marker.
+        Text without such names is one piece, so that it encodes exactly as in the reference.
         """
-        cuts = [match.start() + _BREAK_AT for match in self._unsafe_names.finditer(text)]
+        names = self._control_names if keeps_markers else self._unsafe_names
+        cuts = [match.start() + _BREAK_AT for match in names.finditer(text)]
         return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
     def encode(self, stretch: str) -> list[int]:
@@ -165,6 +169,13 @@ class Tokenizer:
         """Ids that are no text."""
         return frozenset(self._specials)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that the ids stand for as they are: special tokens by name, nothing dropped, nothing stripped.
+
+        The inverse of `encode`. A byte that is no part of a character is U+FFFD.
+        """
+        return b"".join(map(self.id_to_bytes, ids)).decode(errors="replace")
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._specials
 
@@ -189,14 +200,11 @@ class Tokenizer:
         token_id: int = self._processor.piece_to_id(f"<0x{byte:02X}>")
         return token_id
 
-    def _find_unsafe_names(self) -> list[str]:
+    def _find_control_names(self) -> list[str]:
         """What must not reach sentencepiece in one piece: names that it turns into control ids by itself."""
         # Not the names in tokenizer_config.json: sentencepiece knows <image>, but calls </slice> <reserved_23>.
         names = [self._processor.id_to_piece(special_id) for special_id in self._specials]
-        return [name for name in names if not set(self.encode(name)).isdisjoint(self._specials)] + [
-            self._breakable(USER_MARKER),
-            self._breakable(ASSISTANT_MARKER),
-        ]
+        return [name for name in names if not set(self.encode(name)).isdisjoint(self._specials)]
 
     def _breakable(self, marker: str) -> str:
         """The marker, if one of its ids reaches across the break: only then does breaking change the ids."""

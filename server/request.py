@@ -48,6 +48,28 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
+class Beams:
+    """Beam search instead of draws: of the sampling parameters the penalties alone count."""
+
+    num_beams: int
+    """At least 2; the choices of the request are the best results, and no more than these."""
+    length_penalty: float = 1.0
+    """A result's score is its log-probability divided by its length to the power of this."""
+    early_stopping: bool | Literal["never"] = False
+    """When to stop once `num_beams` results are there: at once, when no better one is likely, when none is possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt in no chat form, to be continued as it is."""
+
+    content: str | tuple[int, ...]
+    """Text, in which turn markers act but special tokens stay text; or token ids, of which none is empty."""
+    add_start: bool = True
+    """Text begins with the start token. Ids are taken as they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything the engine needs to answer, already validated, in no particular client's dialect."""
 
@@ -67,6 +89,8 @@ class GenerationRequest:
     """The text ends with what stopped it, a string or one of `stop_token_ids`, instead of before it."""
     skip_special_tokens: bool | None = None
     """Names of special tokens in the text: none, all, or with None those that the vendor's own code leaves."""
+    opens_answer: bool = True
+    """The prompt ends with the opening of a new assistant turn. Else the answer goes on with the last message."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
     answers: tuple[str, ...] = ()
@@ -74,6 +98,9 @@ class GenerationRequest:
     the end id's is among them."""
     constraint: Constraint | None = None
     """Each choice's text matches it when it has ended with "stop"; not with `ignore_eos`."""
+    beams: Beams | None = None
+    raw_prompt: RawPrompt | None = None
+    """Instead of messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,7 @@ class Settings(BaseSettings):
     )
     max_messages: int = Field(256, ge=1, description="messages in a request")
     max_parts: int = Field(64, ge=1, description="content parts in a message")
+    max_prompts: int = Field(32, ge=1, description="prompts of a request for completions")
     max_choices: int = Field(8, ge=1, le=128, description="n of a request")
     max_stop_strings: int = Field(16, ge=0, description="stop strings in a request")
     # What the grammar of a structured answer may cost; docs/decisions/structured-outputs.md

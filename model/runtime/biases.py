@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.step import StateStart
+from model.step import StateFork, StateStart
 
 
 class Biases:
@@ -33,6 +33,14 @@ class Biases:
         if sampling.end_ids and sampling.min_tokens > len(start.generated_ids):
             self._end_ids[slot] = self._upload(sampling.end_ids, torch.int64)
             self._num_held_back[slot] = sampling.min_tokens - len(start.generated_ids)
+
+    def fork(self, forks: Sequence[StateFork]) -> None:
+        """Beams go on from each other, one id longer; see `StateFork`."""
+        sources = [fork.source_slot for fork in forks]
+        before = [(self._added[slot], self._end_ids[slot], self._num_held_back[slot]) for slot in sources]
+        for fork, (added, end_ids, num_held_back) in zip(forks, before, strict=True):
+            self._added[fork.state_slot], self._end_ids[fork.state_slot] = added, end_ids
+            self._num_held_back[fork.state_slot] = max(0, num_held_back - 1)
 
     def concern(self, slots: Sequence[int]) -> bool:
         """Whether anything is to be done for one of these slots."""

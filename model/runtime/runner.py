@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from model.formats import BLOCK_TOKENS
-from model.nn.attention.base import LayerCache
 from model.nn.minicpmv import MiniCPMV
 from model.runtime.crop_encoder import CropEncoder
 from model.runtime.device import choose_device, describe, hold_to, usable_cores
-from model.runtime.kv_cache import allocate_layers
+from model.runtime.kv_cache import KvCache, allocate_cache
 from model.runtime.loading import OpenedModel
 from model.runtime.memory_choice import plan_memory
 from model.runtime.memory_plan import Limits, MemoryPlan, Wishes, make_limits
@@ -30,14 +29,14 @@ class TorchRunner:
         model: MiniCPMV,
         encoder: CropEncoder,
         sampler: Sampler,
-        caches: tuple[LayerCache, ...],
+        cache: KvCache,
         limits: Limits,
         info: RunnerInfo,
     ) -> None:
         self.model = model
         self._encoder = encoder
         self._sampler = sampler
-        self._caches = caches
+        self._cache = cache
         self._limits = limits
         self._info = info
         self._device = model.device
@@ -50,9 +49,12 @@ class TorchRunner:
     def run(self, batch: StepBatch) -> StepOutput:
         """Copy, encode, compute the rows' tokens, draw; see `model.step.StepBatch`."""
         self._check(batch)
+        for copy in batch.block_copies:
+            self._cache.copy(copy)
         self._encoder.copy(batch.copies)
         for start in batch.starts:
             self._sampler.start(start)
+        self._sampler.fork(batch.forks)
         encode_s = self._encode(batch)
         sampled = self._compute(batch.rows) if batch.rows else ()
         return StepOutput(sampled=sampled, encode_s=encode_s)
@@ -75,13 +77,25 @@ class TorchRunner:
         )
         vectors_ID = self._encoder.vectors(packed.image_rows)
         h_TD = self.model.embed(packed.token_ids, packed.image_tokens, vectors_ID)
-        h_TD = self.model.language(h_TD, packed.positions, self._caches, packed.plan)
+        h_TD = self.model.language(h_TD, packed.positions, self._cache.layers, packed.plan)
         if len(packed.drawn_tokens) == 0:
             return ((),) * len(rows)
         return self._draw(rows, self.model.language.logits(h_TD[packed.drawn_tokens]))
 
     def _draw(self, rows: Sequence[SequenceRow], logits_RV: Tensor) -> tuple[tuple[Sampled, ...], ...]:
         """The ids of each row, from the scores at all of its draws, row by row."""
+        owners = [row for row in rows if row.draw is not None for _ in row.draw.uniforms]
+        beams = [place for place, row in enumerate(owners) if _num_best(row)]
+        if not beams:
+            return self._draw_ids(rows, logits_RV)
+        others = [place for place, row in enumerate(owners) if not _num_best(row)]
+        slots, counts = zip(*((owners[place].state_slot, _num_best(owners[place])) for place in beams), strict=True)
+        best = iter(self._sampler.best(logits_RV[beams], slots, counts))
+        drawn = iter(self._draw_ids([row for row in rows if not _num_best(row)], logits_RV[others]))
+        return tuple(next(best if _num_best(row) else drawn) for row in rows)
+
+    def _draw_ids(self, rows: Sequence[SequenceRow], logits_RV: Tensor) -> tuple[tuple[Sampled, ...], ...]:
+        """The same where no row is a beam's."""
         counts: list[int] = []
         slots: list[int] = []
         uniforms: list[float] = []
@@ -102,6 +116,12 @@ class TorchRunner:
         config, info = self.model.config, self._info
         for begun in batch.starts:
             assert 0 <= begun.state_slot < info.num_state_slots
+        for fork in batch.forks:
+            assert 0 <= fork.state_slot < info.num_state_slots
+            assert 0 <= fork.source_slot < info.num_state_slots
+            assert 0 <= fork.token_id < config.language.vocab_size
+        for copied in batch.block_copies:
+            assert 0 <= min(copied.source, copied.target) < max(copied.source, copied.target) < info.num_kv_blocks
         for copy in batch.copies:
             assert 0 <= copy.crop_slot < info.num_crop_slots
             assert 0 <= copy.host_slot < info.num_host_slots
@@ -119,11 +139,17 @@ class TorchRunner:
             if row.draw is not None and row.draw.masks:
                 assert len(row.draw.masks) == len(row.draw.uniforms)
                 assert {len(mask) for mask in row.draw.masks} == {mask_bytes(config.language.vocab_size)}
+            assert row.draw is None or row.draw.num_best is None or row.draw.num_drafted == 0
             for crop in row.crops:
                 assert 0 <= crop.crop_slot < info.num_crop_slots
                 assert 0 <= crop.first_query < crop.first_query + crop.num_queries <= config.resampler.num_queries
                 assert 0 <= crop.offset <= len(row.token_ids) - crop.num_queries
         assert sum(len(row.draw.uniforms) for row in batch.rows if row.draw is not None) <= info.max_step_draws
+
+
+def _num_best(row: SequenceRow) -> int:
+    """Best ids that are wanted of a beam's row; 0 for any other one."""
+    return 0 if row.draw is None else row.draw.num_best or 0
 
 
 def build_runner(
@@ -183,9 +209,9 @@ def build_runner(
     sampler = Sampler(
         num_slots=max_num_sequences, vocab_size=config.language.vocab_size, start_id=config.bos_id, device=where
     )
-    caches = allocate_layers(config.language, plan.num_kv_blocks, plan.kv, where)
+    cache = allocate_cache(config.language, plan.num_kv_blocks, plan.kv, where)
     info = _describe(model, limits, plan, time.perf_counter() - began_s)
-    return TorchRunner(model, encoder, sampler, caches, limits, info)
+    return TorchRunner(model, encoder, sampler, cache, limits, info)
 
 
 def _describe(model: MiniCPMV, limits: Limits, plan: MemoryPlan, load_s: float) -> RunnerInfo:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.runtime.biases import Biases
-from model.step import Sampled, SamplingParams, StateStart
+from model.step import Sampled, SamplingParams, StateFork, StateStart
 
 
 class Sampler:
@@ -40,6 +40,38 @@ class Sampler:
             counts_V = self._counts_SV[start.state_slot]
             generated = torch.tensor(start.generated_ids, dtype=torch.int64, device=counts_V.device)
             counts_V.copy_(torch.bincount(generated, minlength=len(counts_V)))
+
+    def fork(self, forks: Sequence[StateFork]) -> None:
+        """Beams go on from each other; see `StateFork`."""
+        self._biases.fork(forks)
+        params = [self._params[fork.source_slot] for fork in forks]
+        for fork, one in zip(forks, params, strict=True):
+            self._params[fork.state_slot] = one
+        forks = [fork for fork, one in zip(forks, params, strict=True) if _has_penalty(one)]
+        if forks:
+            # What is picked is a copy, so that beams may change places.
+            self._counts_SV[[fork.state_slot for fork in forks]] = self._counts_SV[[one.source_slot for one in forks]]
+            _add(self._counts_SV, [(fork.state_slot, fork.token_id) for fork in forks])
+
+    def best(self, logits_RV: Tensor, slots: Sequence[int], counts: Sequence[int]) -> list[tuple[Sampled, ...]]:
+        """The best ids of each beam's row, best first, with their log-probabilities after bias and penalties.
+
+        Beam search penalises log-probabilities, not scores, so that a repetition penalty above 1 always lowers them.
+        Their sums to a beam are not made even again.
+
+        Args:
+            logits_RV: float32 scores.
+            slots: each row's state slot.
+            counts: how many ids are wanted of each row.
+        """
+        logprobs_RV = self.penalised(logits_RV.log_softmax(-1), slots)
+        # Of scores that are not numbers none is good: the beams beside them, and others' rows, go on.
+        logprobs_RV = logprobs_RV.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        values, ids = (found.tolist() for found in logprobs_RV.topk(min(max(counts), logprobs_RV.shape[1])))
+        return [
+            tuple(Sampled(token_id, value, ()) for token_id, value in zip(ids[row][:count], values[row], strict=False))
+            for row, count in enumerate(counts)
+        ]
 
     def draw(
         self,

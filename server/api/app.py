@@ -7,11 +7,15 @@ from starlette.middleware import Middleware
 from server.api.admission import Admission
 from server.api.auth import ApiKeys, KeyRing
 from server.api.chat import chat_router
+from server.api.completions import completions_router
 from server.api.context import RequestContext
 from server.api.errors import on_http_exception
 from server.api.health import health_router
+from server.api.intake import Intake
 from server.api.models import models_router
 from server.api.remote_images import RemoteImages
+from server.api.responses import responses_router
+from server.api.tokenize import tokenize_router
 from server.engine.client import Engine
 from server.metrics import Metrics
 from server.settings import Settings
@@ -45,9 +49,11 @@ def create_app(
         ],
         exception_handlers={HTTPException: on_http_exception},
     )
-    app.include_router(
-        chat_router(settings=settings, engine=engine, admission=admission, metrics=metrics, remote_images=remote_images)
-    )
+    intake = Intake(settings=settings, engine=engine, admission=admission, metrics=metrics, remote_images=remote_images)
+    app.include_router(chat_router(intake))
+    app.include_router(completions_router(intake))
+    app.include_router(responses_router(intake))
+    app.include_router(tokenize_router(intake))
     app.include_router(models_router(engine))
     app.include_router(health_router(engine=engine, admission=admission, metrics=metrics))
     return app

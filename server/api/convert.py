@@ -38,12 +38,7 @@ def read_pictures(
         InvalidRequest: too many pictures, pictures where there can be none, or ids that are not in the vocabulary.
         InvalidImage: a picture cannot be accepted.
     """
-    if wire.model != model.model_id:
-        raise NotFound(
-            f"there is no model {wire.model[:200]!r}; this server has {model.model_id!r}",
-            param="model",
-            code="model_not_found",
-        )
+    check_model(wire.model, model)
     _check_token_ids(wire, model.vocab_size)
     _check_pictures(wire.messages, settings.max_images)
     urls = {param: url for number, message in enumerate(wire.messages) for param, url in _urls(message, number)}
@@ -51,6 +46,16 @@ def read_pictures(
     limits = image_limits(settings)
     local = {param: read_image(url, limits, param=param) for param, url in urls.items() if param not in remote}
     return local, remote
+
+
+def check_model(named: str | None, model: ModelInfo) -> None:
+    """Raises NotFound where a request names another model than the one that is served."""
+    if named is not None and named != model.model_id:
+        raise NotFound(
+            f"there is no model {named[:200]!r}; this server has {model.model_id!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def to_generation_request(
@@ -94,6 +99,7 @@ def to_generation_request(
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
         cache_salt=cache_salt(wire.cache_salt),
+        opens_answer=not wire.continue_final_message and wire.add_generation_prompt is not False,
     )
 
 
@@ -168,10 +174,12 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 
 
 def _text(message: _WireMessage) -> str:
-    texts = [part.text for part in message.content or () if isinstance(part, TextPart)]
-    if isinstance(message, AssistantMessage):
-        texts += [call_text(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
-    return "\n".join(texts)
+    parts = [part for part in message.content or () if not isinstance(part, ImagePart)]
+    text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
+    if not isinstance(message, AssistantMessage):
+        return text
+    calls = [call_text(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+    return "\n".join(filter(None, (text, message.refusal, *calls)))
 
 
 def _result(message: ToolMessage, called: Mapping[str, str], param: str) -> str:

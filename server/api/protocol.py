@@ -67,6 +67,11 @@ class ImagePart(WireModel):
     prompt_cache_breakpoint: NotSupported = None
 
 
+class RefusalPart(WireModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
 def _as_list_of_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
@@ -78,51 +83,58 @@ def _as_list(value: Any) -> Any:
 _Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")], _by("type", "'text' or 'image_url'")
 ]
+# In an earlier answer; that pictures cannot stand there is said later, as for the system's messages.
+_AnswerPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[RefusalPart, Tag("<refusal>")],
+    _by("type", "'text' or 'refusal'"),
+]
 # A string is the same as one text part. Validators in `Annotated` run from the last to the first.
 Content = Annotated[
     list[_Part], Field(min_length=1), FailFast(), _length_limit("max_parts"), BeforeValidator(_as_list_of_parts)
 ]
 
 
-def _none_if_empty(value: Any) -> Any:
-    # An answer of calls alone comes back with null, "" or no parts.
-    return None if value in ("", []) else value
+AnswerContent = Annotated[
+    list[_AnswerPart] | None,
+    Field(min_length=1),
+    FailFast(),
+    _length_limit("max_parts"),
+    BeforeValidator(_as_list_of_parts),
+]
+Name = Annotated[str | None, Field(max_length=256)]
+"""Of a participant. Accepted; the model was trained without names."""
 
 
 class SystemMessage(WireModel):
     content: Content
     role: Literal["system", "developer"]
-    name: NotSupported = None
+    name: Name = None
 
 
 class UserMessage(WireModel):
     content: Content
     role: Literal["user"]
-    name: NotSupported = None
+    name: Name = None
 
 
 class AssistantMessage(WireModel):
     """An earlier answer. The fields that are off let a client send back the very message it received."""
 
-    content: Annotated[
-        list[_Part] | None,
-        FailFast(),
-        _length_limit("max_parts"),
-        BeforeValidator(_as_list_of_parts),
-        BeforeValidator(_none_if_empty),
-    ] = None
-    """None only where there are calls."""
+    content: AnswerContent = None
     role: Literal["assistant"]
     annotations: NotSupported = None
     audio: NotSupported = None
     function_call: NotSupported = None
-    name: NotSupported = None
-    refusal: NotSupported = None
+    name: Name = None
+    refusal: str | None = None
+    """The answer, where it is one that refuses."""
     tool_calls: Annotated[list[ToolCall] | None, FailFast(), _length_limit("max_parts")] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.refusal is None and not self.tool_calls:
             raise PydanticCustomError("missing", "Field required", {"param": "content"})
         return self
 
@@ -133,7 +145,7 @@ class ToolMessage(WireModel):
     content: Content
     role: Literal["tool"]
     tool_call_id: Annotated[str, Field(min_length=1, max_length=256)]
-    name: NotSupported = None
+    name: Name = None
 
 
 WireMessage = Annotated[
@@ -194,7 +206,7 @@ class ChatCompletionRequest(WireModel):
     model: str
     audio: NotSupported = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    function_call: NotSupported = None
+    function_call: Annotated[str | None, _only("none")] = None
     functions: NotSupported = None
     logit_bias: Annotated[dict[int, float] | None, PlainValidator(_read_logit_bias)] = None
     """Ids of the vocabulary and what is added to their scores."""
@@ -212,8 +224,8 @@ class ChatCompletionRequest(WireModel):
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     prompt_cache_key: str | None = None
     prompt_cache_options: NotSupported = None
-    prompt_cache_retention: NotSupported = None
-    reasoning_effort: NotSupported = None
+    prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
+    reasoning_effort: Annotated[str | None, _only("none")] = None
     response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
@@ -237,12 +249,16 @@ class ChatCompletionRequest(WireModel):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     user: str | None = None
-    verbosity: NotSupported = None
+    verbosity: Annotated[str | None, _only("medium")] = None
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them.
     cache_salt: Annotated[str | None, Field(min_length=1, max_length=256)] = None
     """Only requests with the same one find each other's prompts and pictures in the caches."""
+    add_generation_prompt: bool | None = None
+    """Left out, it is true unless the final message is continued. False: the last turn goes on, whoever's it is."""
+    continue_final_message: bool | None = None
+    """The last message is the beginning of the answer."""
     ignore_eos: bool | None = None
     """Generate on past the end id, up to max_tokens."""
     include_stop_str_in_output: bool | None = None
@@ -278,6 +294,14 @@ class ChatCompletionRequest(WireModel):
         if None not in limits and limits[0] != limits[1]:
             raise PydanticCustomError(
                 INVALID_VALUE, "and max_completion_tokens differ; give one of them", {"param": "max_tokens"}
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise PydanticCustomError(
+                INVALID_VALUE, "and add_generation_prompt cannot both be true", {"param": "continue_final_message"}
+            )
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise PydanticCustomError(
+                INVALID_VALUE, "needs an assistant message at the end", {"param": "continue_final_message"}
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError(INVALID_VALUE, "is allowed only when logprobs is true", {"param": "top_logprobs"})

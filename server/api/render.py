@@ -66,11 +66,11 @@ async def stream_frames(reply: Reply, events: AsyncGenerator[TokenEvent, None]) 
 
 async def whole_completion(reply: Reply, events: AsyncGenerator[TokenEvent, None]) -> dict[str, Any]:
     """The `chat.completion` object. Closes `events`."""
-    answers = [_Answer() for _ in range(reply.num_choices)]
+    answers = [Answer() for _ in range(reply.num_choices)]
     async with aclosing(events):
         async for event in events:
             answers[event.choice].add(event)
-    completion = _head(reply, "chat.completion") | {
+    completion = head(reply, "chat.completion") | {
         "choices": [_whole_choice(reply, number, answer) for number, answer in enumerate(answers)],
         "usage": usage_object(
             reply.usage,
@@ -108,7 +108,7 @@ def usage_object(usage: Usage, completion_tokens: Sequence[int], cached_tokens: 
 
 
 @dataclass(slots=True)
-class _Answer:
+class Answer:
     """One choice while it is put together."""
 
     texts: list[str] = field(default_factory=list)
@@ -127,8 +127,9 @@ class _Answer:
         self.finish_reason = event.finish_reason or self.finish_reason
 
 
-def _head(reply: Reply, kind: str) -> dict[str, Any]:
-    head: dict[str, Any] = {
+def head(reply: Reply, kind: str) -> dict[str, Any]:
+    """What every object of the answer begins with."""
+    shown: dict[str, Any] = {
         "id": reply.completion_id,
         "object": kind,
         "created": reply.created_s,
@@ -136,11 +137,11 @@ def _head(reply: Reply, kind: str) -> dict[str, Any]:
         "system_fingerprint": reply.system_fingerprint,
     }
     if reply.names_tier:
-        head["service_tier"] = "default"
-    return head
+        shown["service_tier"] = "default"
+    return shown
 
 
-def _whole_choice(reply: Reply, number: int, answer: _Answer) -> dict[str, Any]:
+def _whole_choice(reply: Reply, number: int, answer: Answer) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.texts), "refusal": None}
     parser = ToolParser() if reply.may_call else None
     if parser is not None:
@@ -157,7 +158,7 @@ def _whole_choice(reply: Reply, number: int, answer: _Answer) -> dict[str, Any]:
 
 
 def _chunk(reply: Reply, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    chunk = _head(reply, "chat.completion.chunk") | {"choices": choices}
+    chunk = head(reply, "chat.completion.chunk") | {"choices": choices}
     if reply.include_usage:
         chunk["usage"] = None
     return chunk
@@ -197,15 +198,22 @@ def _deltas(reply: Reply, event: TokenEvent, parser: ToolParser | None) -> list[
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    return {
-        "content": [
-            _logprob(token.text, token.data, token.logprob)
-            | {"top_logprobs": [_logprob(text, data, logprob) for text, data, logprob in token.top]}
-            for token in tokens
-        ],
-        "refusal": None,
-    }
+    return {"content": logprob_entries(tokens), "refusal": None}
+
+
+def logprob_entries(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """An object for each token, with those of the likeliest ones in its place."""
+    return [
+        _logprob(token.text, token.data, token.logprob)
+        | {"top_logprobs": [_logprob(text, data, logprob) for text, data, logprob in token.top]}
+        for token in tokens
+    ]
 
 
 def _logprob(text: str, data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": max(logprob, _LOWEST_LOGPROB), "bytes": list(data)}
+    return {"token": text, "logprob": shown_logprob(logprob), "bytes": list(data)}
+
+
+def shown_logprob(logprob: float) -> float:
+    """The number as JSON can say it."""
+    return max(logprob, _LOWEST_LOGPROB)

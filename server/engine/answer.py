@@ -81,7 +81,7 @@ class Choice:
             include_stop=request.include_stop,
             min_tokens=request.sampling.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
-            strips=request.constraint is None,
+            strips=request.constraint is None and request.raw_prompt is None and request.opens_answer,
         )
         self._updates: list[Tokens] = []
         """Not yet looked at."""

@@ -16,7 +16,8 @@ class BlockPool:
 
     New blocks come from the empty ones, last in, first out, so that a lightly loaded server stays within the same few
     blocks for as long as it can; then from the cached ones, least recently used first. Only full blocks have a hash,
-    and a full block is never written again: sharing one needs no copy.
+    and a full block is never written again: sharing one needs no copy. The beams of one sequence share a last, partly
+    filled block, too, until they write into it (server.engine.beam_planner).
     """
 
     def __init__(self, num_blocks: int, block_tokens: int) -> None:
@@ -68,6 +69,10 @@ class BlockPool:
             if self._num_references[block_id] == 0:
                 del self._cached[block_id]
             self._num_references[block_id] += 1
+
+    def is_shared(self, block_id: int) -> bool:
+        """Whether several tables name the block, so that nobody may write into it."""
+        return self._num_references[block_id] > 1
 
     def set_hash(self, block_id: int, block_hash: bytes) -> None:
         """A referenced block is full: from here on it is found by this hash.

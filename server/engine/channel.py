@@ -75,6 +75,14 @@ class Sampling(msgspec.Struct, frozen=True):
     min_tokens: int = 0
 
 
+class Beams(msgspec.Struct, frozen=True):
+    """Beam search instead of draws; as many results as the request has seeds."""
+
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """A request: one sequence for each seed, all over the same prompt."""
 
@@ -92,6 +100,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """What every choice has to match, as `server.engine.grammar` compiles it."""
     forced_ids: list[list[int]] = []
     """What each choice says, where that is given and only to be scored."""
+    beams: Beams | None = None
     stop_token_ids: list[int] = []
     """Ids that end the answer like the end id."""
 

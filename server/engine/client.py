@@ -13,7 +13,7 @@ from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
 from server.engine.grammar_check import GrammarChecker
-from server.engine.prepare import EngineLimits, Picture, Pixels, PreparedRequest, Preparer
+from server.engine.prepare import EngineLimits, Picture, Pixels, PreparedRequest, Preparer, PromptPlan
 from server.engine.process import WORKER_MODULE, EngineProcess
 from server.engine.session import EngineSession
 from server.engine.supervisor import EngineState, Supervisor
@@ -49,6 +49,19 @@ class Engine(Protocol):
             ContextOverflow, InvalidImage, InvalidRequest: the request cannot be answered.
             EngineUnavailable: the engine is not ready.
         """
+        ...
+
+    async def plan_prompt(self, request: GenerationRequest) -> PromptPlan:
+        """Prompt and cost of a request that is not going to be answered; it may be longer than the context.
+
+        Raises:
+            ContextOverflow, InvalidRequest: there is no such prompt, or it is longer by far.
+            EngineUnavailable: the engine is not ready.
+        """
+        ...
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that token ids of the vocabulary stand for, special tokens by name."""
         ...
 
     def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
@@ -182,6 +195,14 @@ class EngineClient:
         for work in prepared.image_work:
             self._observer.on_image(num_crops=work.num_crops, decode_s=work.decode_s, slice_s=work.slice_s)
         return prepared
+
+    async def plan_prompt(self, request: GenerationRequest) -> PromptPlan:
+        """See `Engine.plan_prompt`."""
+        return await self._preparer.plan_prompt(request, self._limits(self._ready_session()))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """See `Engine.text_of`."""
+        return self._tokenizer.text_of(ids)
 
     def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
         """See `Engine.stream`."""

@@ -70,13 +70,16 @@ class Detokenizer:
             include_stop: the answer ends with the string instead of before it.
             min_tokens: ids whose text no stop string ends.
             skip_special_tokens: as in `Tokenizer.decode`.
-            strips: white space at both ends is dropped, as in the reference. A text that matches a grammar is kept.
+            strips: drop white space at both ends, as the reference does with an answer. What goes on with a text keeps
+                it, and so does what matches a grammar.
         """
         self._strips = strips
         self._tokenizer = tokenizer
+        self._strips = strips
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._skip_special_tokens = skip_special_tokens
+        self._strips = strips
         # Invalid bytes come out as one surrogate each, which become one U+FFFD each, as in sentencepiece; Python's own
         # "replace" would make one U+FFFD of several.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -199,8 +202,9 @@ class Detokenizer:
         self._taken += len(text)
         num_ids = len(self._begins) if end is None else bisect_left(self._begins, end)
         self._num_ids_counted, num_new_ids = num_ids, num_ids - self._num_ids_counted
-        keeps_end = not self._strips or (self._stopped and self._include_stop)
-        if body := text if keeps_end else text.rstrip():
+        if not self._strips:
+            return TextDelta(text, num_new_ids, self._stopped)
+        if body := text if self._stopped and self._include_stop else text.rstrip():
             self._spaces, before = [text[len(body) :]], self._spaces
             body = "".join(before) + body
         else:

@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from model.step import Runner, SamplingParams, StepBatch
+from server.engine.beam_search import BeamParams
 from server.engine.blocks import BlockPool
 from server.engine.channel import Abort, Pixels, SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
 from server.engine.drafter import Drafter
@@ -165,7 +166,10 @@ class EngineLoop:
     def _add(self, request: Submit, arrived: float, grammar: Grammar | None) -> None:
         sampling = SamplingParams(**msgspec.structs.asdict(request.sampling), end_ids=_end_ids(request))
         stop_token_ids = frozenset(request.stop_token_ids)
-        for choice, seed in enumerate(request.seeds):
+        beams = None
+        if request.beams is not None:
+            beams = BeamParams(num_results=len(request.seeds), **msgspec.structs.asdict(request.beams))
+        for choice, seed in enumerate(request.seeds if beams is None else request.seeds[:1]):
             matcher: Matcher | None = None if grammar is None else grammar.matcher()
             if request.forced_ids:
                 matcher = ForcedIds(request.forced_ids[choice], self._runner.info.vocab_size)
@@ -182,6 +186,7 @@ class EngineLoop:
                     arrived=arrived,
                     cache_salt=request.cache_salt,
                     matcher=matcher,
+                    beams=beams,
                     stop_token_ids=stop_token_ids,
                 )
             )
@@ -202,7 +207,7 @@ class EngineLoop:
         now = self._clock()
         news = self._scheduler.update(batch, output, now)
         self._stats.record(batch, output, news)
-        return [_tokens(new, now) for new in news]
+        return [_tokens(new, now) for new in news if new.sampled or new.finish_reason is not None]
 
     def _report(self, tokens: list[Tokens]) -> None:
         """Publishes what is new; the engine's state with it when that is due, and always before a pause."""
@@ -231,7 +236,7 @@ def _tokens(new: NewTokens, now: float) -> Tokens:
     sequence = new.sequence
     return Tokens(
         request_id=sequence.request_id,
-        choice=sequence.choice,
+        choice=sequence.choice if new.rank is None else new.rank,
         tokens=[SampledToken(one.token_id, one.logprob, list(one.top)) for one in new.sampled],
         finish_reason=new.finish_reason,
         stamps=_stamps(sequence, now),

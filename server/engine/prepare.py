@@ -18,16 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from model.config import ModelConfig
-from model.prompt import Prompt, Turn, build_prompt
+from model.prompt import Prompt, Turn, build_prompt, build_raw_prompt
 from model.slicing import SlicePlan, cut, plan_slices
 from model.tokenizer import TextError, Tokenizer
 from server.engine.arena import padded
 from server.engine.pictures import PictureIndex, crop_hash, file_hash
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import decode_image
-from server.request import GenerationRequest, ImageInput, Usage
+from server.request import GenerationRequest, ImageInput, RawPrompt, Usage
 
 _Result = TypeVar("_Result")
+
+_COUNTED_CONTEXTS = 4
+"""A prompt that is only counted may be so many times the context; half a second of encoding."""
 
 Pixels = npt.NDArray[np.uint8]
 """Of one crop: height x width x 3, RGB, contiguous."""
@@ -100,6 +103,15 @@ class EngineLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptPlan:
+    """A prompt and what it costs. No pixel was decoded for it."""
+
+    prompt: Prompt
+    usage: Usage
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """A request of which everything is known but the pixels."""
 
@@ -160,6 +172,15 @@ class Preparer:
             forced_ids=plan.forced_ids,
         )
 
+    async def plan_prompt(self, request: GenerationRequest, limits: EngineLimits) -> PromptPlan:
+        """The request's prompt, which may be longer than the context.
+
+        Raises:
+            ContextOverflow: the prompt is so much longer that building it is not worth while.
+            InvalidRequest: a text cannot be encoded, or an id is not in the vocabulary.
+        """
+        return await asyncio.to_thread(self._plan_prompt, request, limits, _COUNTED_CONTEXTS)
+
     async def cut(self, pictures: Sequence[Picture]) -> tuple[list[Pixels], list[ImageWork]]:
         """The pixels of all crops of these pictures, in their order, and what each picture cost.
 
@@ -173,26 +194,57 @@ class Preparer:
         self._image_threads.shutdown(wait=False, cancel_futures=True)
 
     def _plan(self, request: GenerationRequest, limits: EngineLimits) -> _Plan:
+        plan = self._plan_prompt(request, limits)
+        forced_ids = tuple(self._answer_ids(answer) for answer in request.answers)
+        asked = max(map(len, forced_ids)) if forced_ids else request.max_tokens
+        param = "structured_outputs.choice" if forced_ids else "max_tokens"
+        max_tokens = _max_tokens(asked, plan.usage, limits, param)
+        _check_min_tokens(request.sampling.min_tokens, max_tokens)
+        _check_crops([picture.slices for picture in plan.pictures], limits)
+        names = tuple(file_hash(picture.image.data, request.cache_salt) for picture in plan.pictures)
+        return _Plan(plan.pictures, names, plan.prompt, plan.usage, max_tokens, forced_ids)
+
+    def _plan_prompt(self, request: GenerationRequest, limits: EngineLimits, num_contexts: int = 1) -> PromptPlan:
+        if request.raw_prompt is not None:
+            prompt = self._raw_prompt(request.raw_prompt, limits, num_contexts)
+            return PromptPlan(prompt, _usage((), (), len(prompt.token_ids), 0), ())
         images = tuple(image for message in request.messages for image in message.images)
         turns = [
             Turn(message.role, message.text, tuple(map(self._plan_slices, message.images)))
             for message in request.messages
         ]
         plans = tuple(plan for turn in turns for plan in turn.images)
-        self._check_lower_bound(turns, limits)
+        self._check_lower_bound([turn.text for turn in turns], plans, limits, num_contexts)
         num_queries = self._config.resampler.num_queries
         try:
-            prompt = build_prompt(turns, self._tokenizer, num_queries, specials_in_text=self._specials_in_text)
+            prompt = build_prompt(
+                turns,
+                self._tokenizer,
+                num_queries,
+                specials_in_text=self._specials_in_text,
+                opens_answer=request.opens_answer,
+            )
         except TextError as err:
             raise InvalidRequest(str(err), param="messages") from err
-        forced_ids = tuple(self._answer_ids(answer) for answer in request.answers)
         usage = _usage(images, plans, len(prompt.token_ids), num_queries)
-        asked = max(map(len, forced_ids)) if forced_ids else request.max_tokens
-        max_tokens = _max_tokens(asked, usage, limits, "structured_outputs.choice" if forced_ids else "max_tokens")
-        _check_min_tokens(request.sampling.min_tokens, max_tokens)
-        _check_crops(plans, limits)
-        names = tuple(file_hash(image.data, request.cache_salt) for image in images)
-        return _Plan(tuple(map(Picture, images, plans)), names, prompt, usage, max_tokens, forced_ids)
+        return PromptPlan(prompt, usage, tuple(map(Picture, images, plans)))
+
+    def _raw_prompt(self, raw: RawPrompt, limits: EngineLimits, num_contexts: int) -> Prompt:
+        if not isinstance(raw.content, str):
+            # What is no id of the vocabulary would be read from beyond the embedding table.
+            if min(raw.content) < 0 or max(raw.content) >= self._tokenizer.vocab_size:
+                raise InvalidRequest(
+                    f"the prompt has token ids outside the vocabulary, 0 to {self._tokenizer.vocab_size - 1}",
+                    param="messages",
+                )
+            return Prompt(raw.content, ())
+        self._check_lower_bound([raw.content], (), limits, num_contexts)
+        try:
+            return build_raw_prompt(
+                raw.content, self._tokenizer, add_start=raw.add_start, specials_in_text=self._specials_in_text
+            )
+        except TextError as err:
+            raise InvalidRequest(str(err), param="messages") from err
 
     def _answer_ids(self, answer: str) -> tuple[int, ...]:
         try:
@@ -203,13 +255,15 @@ class Preparer:
     def _plan_slices(self, image: ImageInput) -> SlicePlan:
         return plan_slices(image.width, image.height, self._config.slicing)
 
-    def _check_lower_bound(self, turns: Sequence[Turn], limits: EngineLimits) -> None:
+    def _check_lower_bound(
+        self, texts: Sequence[str], plans: Sequence[SlicePlan], limits: EngineLimits, num_contexts: int
+    ) -> None:
         """Refuse what cannot fit before it is tokenized: 32 MB of text take half a minute and 2 GB to tokenize."""
-        num_bytes = sum(len(turn.text.encode(errors="replace")) for turn in turns)
-        num_crops = sum(plan.num_crops for turn in turns for plan in turn.images)
+        num_bytes = sum(len(text.encode(errors="replace")) for text in texts)
+        num_crops = sum(plan.num_crops for plan in plans)
         image_tokens = num_crops * self._config.resampler.num_queries
         at_least = num_bytes // self._longest_token_bytes + image_tokens
-        if at_least >= limits.max_context_tokens:
+        if at_least >= limits.max_context_tokens * num_contexts:
             raise ContextOverflow(
                 f"the prompt has at least {at_least} tokens, of which {image_tokens} for images; "
                 f"the context of the model is {limits.max_context_tokens} tokens",

@@ -8,6 +8,7 @@ and so makes one more token known. Decode is the case in which one token is miss
 A step is planned in five parts:
     decode   sequences that miss one token, oldest first. They alone need new KV blocks; where none is free the
              youngest running sequence is preempted. So the oldest always goes on, and everybody comes to be the oldest.
+             Of a sequence that searches every beam is a row (server.engine.beam_planner)
     admit    waiting sequences in order of arrival: a state slot, a slot for each crop, blocks for all known tokens.
              What the prefix cache has of these tokens counts as computed (server.engine.prefix_cache). Nobody is
              admitted in a step that preempts somebody, or while its pixels have to be sent first
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from model.step import Draw, EncodeWork, Sampled, SequenceRow, StateStart, StepBatch, StepOutput
+from server.engine.beam_planner import BeamPlanner
 from server.engine.blocks import BlockPool
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
@@ -46,6 +48,8 @@ class NewTokens:
     """One, and as many more as its draft was right."""
     finish_reason: FinishReason | None
     """With a reason, the sequence has been removed."""
+    rank: int | None = None
+    """Of a sequence that searches: which of its results this is, from 0. None: its only one."""
 
 
 class Scheduler:
@@ -66,6 +70,7 @@ class Scheduler:
         self._prefixes = prefixes
         self._encoder = encoder
         self._drafter = drafter
+        self._beams = BeamPlanner(blocks)
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         """Both in order of arrival, which a preempted sequence keeps."""
@@ -89,7 +94,9 @@ class Scheduler:
         """Queues a new sequence. That it fits the KV cache and the vision cache alone was seen before it came here."""
         assert sequence.prompt_ids
         assert sequence.max_tokens >= 1
-        assert self._blocks.blocks_for(sequence.max_computed) <= self._blocks.num_blocks
+        self._beams.add(sequence)
+        assert self._beams.num_blocks(sequence, sequence.max_computed) <= self._blocks.num_blocks
+        assert self._beams.num_slots(sequence) <= self._limits.num_state_slots
         sequence.arrival = self._num_arrived
         self._num_arrived += 1
         self._waiting.append(sequence)
@@ -98,7 +105,7 @@ class Scheduler:
     def abort(self, request_id: int, choice: int | None) -> None:
         """Forgets one sequence, or all of a request's when `choice` is None. Unknown ones have ended already."""
         for sequence in self._live():
-            if sequence.request_id == request_id and choice in (None, sequence.choice):
+            if sequence.request_id == request_id and self._beams.drop(sequence, choice):
                 self._remove(sequence)
 
     def supply(self, request_id: int, offsets: list[int]) -> None:
@@ -126,15 +133,22 @@ class Scheduler:
             encode=encode,
             rows=tuple(self._row(sequence, end) for sequence, end in chunks),
             copies=self._encoder.take_copies(),
+            block_copies=self._beams.take_copies(),
+            forks=self._beams.take_forks(),
         )
 
     def update(self, batch: StepBatch, output: StepOutput, now: float) -> list[NewTokens]:
         """Books what the runner has done; the new ids, in the order of the rows."""
         self._encoder.update(batch.encode)
-        sequences = {sequence.state_slot: sequence for sequence in self._running}
+        sequences = {one.state_slot: (one, of) for of in self._running for one in self._beams.holders(of)}
         news = []
         for row, sampled in zip(batch.rows, output.sampled, strict=True):
-            sequence = sequences[row.state_slot]
+            sequence, searching = sequences[row.state_slot]
+            if sequence.beams is not None:
+                sequence.advance(len(row.token_ids))
+                self._prefixes.publish(sequence, row.start)
+                self._beams.take(searching, sequence, sampled)
+                continue
             new = _append(sequence, sampled, now)
             num_accepted = max(0, len(new.sampled) - 1)
             sequence.advance(len(row.token_ids) - len(sequence.draft) + num_accepted)
@@ -145,6 +159,11 @@ class Scheduler:
                 news.append(new)
             if new.finish_reason is not None:
                 self._remove(sequence)
+        for sequence in [one for one in self._running if one.beams is not None]:
+            results, is_over = self._beams.choose(sequence, now)
+            news += [NewTokens(sequence, sampled, reason, rank) for rank, sampled, reason in results]
+            if is_over:
+                self._remove(sequence)
         return news
 
     def fail(self, batch: StepBatch) -> list[Sequence]:
@@ -154,7 +173,8 @@ class Scheduler:
         failed = [
             sequence
             for sequence in self._live()
-            if sequence.state_slot in state_slots or not crop_slots.isdisjoint(sequence.crop_slots or ())
+            if not state_slots.isdisjoint(self._beams.slots(sequence))
+            or not crop_slots.isdisjoint(sequence.crop_slots or ())
         ]
         for sequence in failed:
             self._remove(sequence)
@@ -171,13 +191,15 @@ class Scheduler:
         for sequence in self._running:
             assert len(sequence.block_table) >= self._blocks.blocks_for(sequence.num_known - 1)
             assert len(set(sequence.block_table)) == len(sequence.block_table)
-        references = Counter(block_id for sequence in self._running for block_id in sequence.block_table)
+        holders = [one for sequence in self._running for one in self._beams.holders(sequence)]
+        references = Counter(block_id for one in holders for block_id in one.block_table)
         assert [references[block_id] for block_id in range(self._blocks.num_blocks)] == self._blocks.references()
-        state_slots = [slot for sequence in self._running if (slot := sequence.state_slot) is not None]
+        state_slots = [slot for sequence in self._running for slot in self._beams.slots(sequence)]
         assert sorted([*self._free_state_slots, *state_slots]) == list(range(self._limits.num_state_slots))
         self._blocks.check_invariants()
         self._encoder.check_invariants(self._live())
         self._drafter.check_invariants(self._live())
+        self._beams.check_invariants(self._live())
 
     def _live(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
@@ -186,23 +208,27 @@ class Scheduler:
         """Sequences that decode in this step, each with a block for its newest token."""
         # Oldest first: a sequence that is preempted for another's block has not been looked at yet, and no longer
         # counts as decoding when it is.
-        return [sequence for sequence in list(self._running) if sequence.is_decoding and self._grow(sequence)]
+        return [
+            one
+            for sequence in list(self._running)
+            if self._beams.grows(sequence) and self._grow(sequence)
+            for one in self._beams.decoding(sequence)
+        ]
 
     def _grow(self, sequence: Sequence) -> bool:
         """Whether the sequence has blocks for all its known tokens, at the cost of younger ones if need be."""
-        if len(sequence.block_table) == self._blocks.blocks_for(sequence.num_known):
-            return True
-        while self._blocks.num_free == 0 and sequence.status is Status.RUNNING:
+        num_missing = self._beams.num_missing(sequence)
+        while self._blocks.num_free < num_missing and sequence.status is Status.RUNNING:
             self._preempt(self._running[-1])
         if sequence.status is Status.WAITING:
             return False
-        sequence.block_table += self._blocks.allocate(1)
+        self._beams.grow(sequence)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         """RUNNING -> WAITING. It keeps its ids, and computes again later what is not in the prefix cache by then."""
         self._running.remove(sequence)
-        self._free_places(sequence)
+        self._free_places(sequence, Status.WAITING)
         self._encoder.preempt(sequence)
         sequence.leave(Status.WAITING)
         insort(self._waiting, sequence, key=attrgetter("arrival"))
@@ -221,19 +247,20 @@ class Scheduler:
         crops_are_short = False
         coming = {block_hash for sequence in self._running for block_hash in self._coming(sequence)}
         num_spare = self._blocks.num_free - sum(
-            self._blocks_soon(sequence) - len(sequence.block_table) for sequence in self._running
+            self._blocks_soon(sequence) - self._beams.num_held(sequence) for sequence in self._running
         )
         for sequence in list(self._waiting):
-            if not self._free_state_slots:
+            if len(self._free_state_slots) < self._beams.num_slots(sequence):
                 return
             cached = self._prefixes.find(sequence)
             if self._prefixes.is_coming(sequence, len(cached), coming):
                 continue
-            num_cached = len(cached) * self._blocks.block_tokens
+            num_cached = self._beams.num_usable(sequence, len(cached) * self._blocks.block_tokens)
+            cached = cached[: num_cached // self._blocks.block_tokens]
             if self._encoder.lacks_pixels(sequence, num_cached):
                 continue
             num_shared = self._blocks.num_referenced(cached)
-            if self._blocks.blocks_for(sequence.num_known) - num_shared > num_spare:
+            if self._beams.num_blocks(sequence, sequence.num_known) - num_shared > num_spare:
                 return
             if crops_are_short and self._encoder.needs_slots(sequence, num_cached):
                 continue
@@ -252,6 +279,7 @@ class Scheduler:
         self._blocks.share(cached)  # before the others are allocated, which could evict them
         others = self._blocks.allocate(self._blocks.blocks_for(sequence.num_known) - len(cached))
         sequence.admit(self._free_state_slots.pop(), cached + others, num_cached)
+        self._beams.admit(sequence, [self._free_state_slots.pop() for _ in range(self._beams.num_slots(sequence) - 1)])
         insort(self._running, sequence, key=attrgetter("arrival"))
 
     def _coming(self, sequence: Sequence) -> list[bytes]:
@@ -260,7 +288,7 @@ class Scheduler:
 
     def _blocks_soon(self, sequence: Sequence) -> int:
         """Blocks that the sequence will hold before long: admitting another one must not take them away."""
-        return self._blocks.blocks_for(min(sequence.num_known + GROWTH_TOKENS, sequence.max_computed))
+        return self._beams.num_blocks(sequence, min(sequence.num_known + GROWTH_TOKENS, sequence.max_computed))
 
     def _prefill_chunks(
         self, budget: int, encode: tuple[EncodeWork, ...], *, decoding: bool
@@ -272,11 +300,11 @@ class Scheduler:
         """
         chunks = []
         is_worth_a_pass = decoding
-        for sequence in self._running:
-            if sequence.is_decoding or budget == 0:
-                continue
+        for sequence, last in [one for running in self._running for one in self._beams.behind(running)]:
+            if budget == 0:
+                break
             num_ready = self._encoder.num_ready(sequence, encode)
-            end = min(num_ready, sequence.num_computed + budget)
+            end = min(num_ready, last, sequence.num_computed + budget)
             if end > sequence.num_computed:
                 chunks.append((sequence, end))
                 budget -= end - sequence.num_computed
@@ -287,8 +315,9 @@ class Scheduler:
         """Lets sequences that decode try ids in this step, with tokens and blocks that nobody else wants in it."""
         if len(decoding) > self._limits.max_draft_sequences:
             return
-        room = min(num_spare_tokens, self._limits.max_step_draws - self.num_running)
-        for sequence in decoding:
+        num_draws = self._limits.num_state_slots - len(self._free_state_slots)
+        room = min(num_spare_tokens, self._limits.max_step_draws - num_draws)
+        for sequence in (one for one in decoding if one.beams is None):
             num_known = sequence.num_known
             num_places = (len(sequence.block_table) + self._blocks.num_free) * self._blocks.block_tokens
             most = min(room, sequence.max_computed - num_known, num_places - num_known)
@@ -320,33 +349,33 @@ class Scheduler:
             start=start,
             block_table=tuple(sequence.block_table),
             crops=self._encoder.crop_rows(sequence, start, end),
-            draw=_draws(sequence) if is_last else None,
+            draw=self._draw(sequence) if is_last else None,
         )
 
     def _remove(self, sequence: Sequence) -> None:
         """RUNNING or WAITING -> FINISHED: everything the sequence held is given back."""
         if sequence.status is Status.RUNNING:
             self._running.remove(sequence)
-            self._free_places(sequence)
+            self._free_places(sequence, Status.FINISHED)
         else:
             self._waiting.remove(sequence)
         self._encoder.remove(sequence)
         self._drafter.forget(sequence)
+        self._beams.forget(sequence)
         sequence.leave(Status.FINISHED)
 
-    def _free_places(self, sequence: Sequence) -> None:
+    def _free_places(self, sequence: Sequence, status: Status) -> None:
+        """For a sequence that comes to be in this `status`."""
         assert sequence.state_slot is not None
-        self._free_state_slots.append(sequence.state_slot)
+        self._free_state_slots += [sequence.state_slot, *self._beams.release(sequence, status)]
         self._blocks.free(sequence.block_table)
 
-
-def _draws(sequence: Sequence) -> Draw:
-    """The points for the next id and for one after each drafted one, each by its index in the answer."""
-    first = len(sequence.generated_ids)
-    return Draw(
-        uniforms=tuple(uniform(sequence.seed, first + place) for place in range(1 + len(sequence.draft))),
-        masks=() if sequence.matcher is None else sequence.matcher.masks,
-    )
+    def _draw(self, sequence: Sequence) -> Draw:
+        """The points for the next id and for one after each drafted one, each by its index in the answer."""
+        first = len(sequence.generated_ids)
+        points = tuple(uniform(sequence.seed, first + place) for place in range(1 + len(sequence.draft)))
+        masks = () if sequence.matcher is None else sequence.matcher.masks
+        return Draw(points, self._beams.num_best(sequence), masks)
 
 
 def _append(sequence: Sequence, sampled: tuple[Sampled, ...], now: float) -> NewTokens:

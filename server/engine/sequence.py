@@ -5,6 +5,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from model.step import SamplingParams
+from server.engine.beam_search import BeamParams
 from server.engine.channel import Crop
 from server.engine.grammar import Matcher
 
@@ -49,6 +50,8 @@ class Sequence:
     """Only sequences with the same salt share KV blocks."""
     matcher: Matcher | None = None
     """What may be said next, by a grammar; None: anything. Advances with each generated id."""
+    beams: BeamParams | None = None
+    """Of a sequence that searches instead of drawing, and of its beams (server.engine.beam_planner)."""
     stop_token_ids: frozenset[int] = frozenset()
     """Ids that end the answer like the end id."""
     scheduled: float | None = None

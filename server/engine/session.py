@@ -4,6 +4,7 @@ When the process ends, for whatever reason, all of this ends with it; the superv
 """
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import math
@@ -15,6 +16,7 @@ from server.engine.answer import Answer
 from server.engine.arena import ArenaClosed
 from server.engine.channel import (
     Abort,
+    Beams,
     Crop,
     FromEngine,
     Pixels,
@@ -131,6 +133,7 @@ class EngineSession:
             cache_salt=request.cache_salt,
             grammar=prepared.grammar,
             forced_ids=[list(ids) for ids in prepared.forced_ids],
+            beams=None if request.beams is None else Beams(**dataclasses.asdict(request.beams)),
             stop_token_ids=list(request.stop_token_ids),
         )
 

@@ -57,7 +57,8 @@ class StatsRecorder:
         added = self._added
         added.steps += 1
         added.generated_tokens += sum(len(new.sampled) for new in news)
-        firsts = (new.sequence for new in news if len(new.sequence.generated_ids) == 1)  # never by a draft
+        # Never by a draft. Several results of one search are news of one sequence.
+        firsts = {new.sequence for new in news if len(new.sequence.generated_ids) == 1}
         added.prompt_tokens += sum(len(sequence.prompt_ids) for sequence in firsts)
         added.crops_encoded += sum(work.last_block == self._vision.num_vision_blocks for work in batch.encode)
         added.encode_s += output.encode_s

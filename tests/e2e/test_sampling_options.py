@@ -97,6 +97,18 @@ def test_everything_together_is_the_same_alone_and_among_requests_without(server
     assert together == alone
 
 
+def test_the_beginning_of_an_answer_goes_on(server: ServerProcess) -> None:
+    messages = [*question("What is it?", draw_page(300, 200)), {"role": "assistant", "content": "It is a"}]
+    asked = ask(server, messages=messages, extra={"continue_final_message": True})
+    opened = ask(server, messages=messages)
+    prompts = [completion.model_extra["prompt_token_ids"] for completion in (asked, opened)]
+    assert prompts[1][: len(prompts[0])] == prompts[0]
+    assert len(prompts[1]) > len(prompts[0])
+    assert ids(asked) != ids(opened)
+    stream = ask(server, messages=messages, extra={"continue_final_message": True}, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == asked.choices[0].message.content
+
+
 def test_min_tokens_beyond_max_tokens_are_refused(server: ServerProcess) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(server, extra={"min_tokens": 25})

@@ -12,7 +12,7 @@ from model.native.library import is_available, status
 from model.nn.attention.base import LayerCache, Pool
 from model.nn.attention.native import native_attention
 from model.nn.attention.reference import reference_attention
-from model.runtime.kv_cache import allocate_layers
+from model.runtime.kv_cache import allocate_cache
 from model.runtime.packing import pack_rows
 from model.step import Draw, SequenceRow
 
@@ -113,7 +113,7 @@ PARTS = (
 
 
 def stored_cache(kv, config=CONFIG, device=CPU):
-    [cache] = allocate_layers(config, NUM_BLOCKS, kv, device)
+    [cache] = allocate_cache(config, NUM_BLOCKS, kv, device).layers
     for pool in (cache.keys, cache.values):
         (pool.data.view(torch.uint8) if kv == "fp8" else pool.data).fill_(127)
         if pool.scales is not None:

@@ -14,7 +14,7 @@ from model.demo.muon import Muon
 from model.demo.net import Student
 from model.demo.recipe import Recipe, model_config
 from model.formats import BLOCK_TOKENS
-from model.runtime.kv_cache import allocate_layers
+from model.runtime.kv_cache import allocate_cache
 from model.runtime.packing import pack_rows
 from model.step import SequenceRow
 from model.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def serve(model, ids, image_tokens, vectors):
     ]
     packed = pack_rows(rows, num_queries=model.config.resampler.num_queries, max_group_keys=0, device=CPU)
     h = model.embed(packed.token_ids, image_tokens, vectors)
-    caches = allocate_layers(model.config.language, num_rows * blocks, "fp32", CPU)
+    caches = allocate_cache(model.config.language, num_rows * blocks, "fp32", CPU).layers
     return model.language.logits(model.language(h, packed.positions, caches, packed.plan))
 
 

@@ -1,10 +1,11 @@
 """Sequences, crops and a whole engine in one line each, with small sizes by default."""
 
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from model.step import Runner, RunnerInfo, SamplingParams, StepBatch
+from server.engine.beam_search import BeamParams
 from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.drafter import Drafter
@@ -16,7 +17,7 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.scheduler import NewTokens, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.vision_cache import VisionCache
-from tests.support.fake_runner import FakeRunner, digest, expected_ids, make_info
+from tests.support.fake_runner import FakeRunner, digest, expected_ids, expected_results, make_info
 
 CROP_QUERIES = 4
 """Positions that a crop takes in the tests' prompts."""
@@ -84,6 +85,7 @@ def make_sequence(
     arrived: float = 0.0,
     cache_salt: bytes = b"",
     matcher: Matcher | None = None,
+    beams: BeamParams | None = None,
     stop_token_ids: Ordered[int] = (),
 ) -> Sequence:
     """A sequence over `prompt_ids`, by default `num_prompt` ids that differ from request to request."""
@@ -99,6 +101,7 @@ def make_sequence(
         arrived=arrived,
         cache_salt=cache_salt,
         matcher=matcher,
+        beams=beams,
         stop_token_ids=frozenset(stop_token_ids),
     )
 
@@ -189,7 +192,8 @@ class Engine:
 
     def book(self, news: list[NewTokens]) -> None:
         self.news += news
-        self.finished += [new.sequence for new in news if new.finish_reason is not None]
+        # Once, though a search ends with news of each of its results.
+        self.finished += [new.sequence for new in news if new.finish_reason is not None and not new.rank]
         self.settle()
 
     def settle(self) -> None:
@@ -238,14 +242,44 @@ def make_engine(
     return Engine(scheduler, blocks, prefixes, vision, encoder, drafter, runner or FakeRunner(info), arena)
 
 
+def expected_results_of(sequence: Sequence, vocab_size: int = 23) -> list[list[int]]:
+    """The results of a sequence that searches when it runs alone and nothing goes wrong."""
+    assert sequence.beams is not None
+    return expected_results(
+        sequence.prompt_ids,
+        _crop_digests(sequence),
+        crop_queries=CROP_QUERIES,
+        sampling=sequence.sampling,
+        max_tokens=sequence.max_tokens,
+        eos_id=sequence.eos_id,
+        stop_token_ids=sequence.stop_token_ids,
+        vocab_size=vocab_size,
+        **asdict(sequence.beams),
+    )
+
+
+def results_of(engine: Engine, sequence: Sequence) -> list[list[int]]:
+    """The ids that came of each of its results, by rank."""
+    assert sequence.beams is not None
+    news = [new for new in engine.news if new.sequence is sequence]
+    return [
+        [one.token_id for new in news if new.rank == rank for one in new.sampled]
+        for rank in range(sequence.beams.num_results)
+    ]
+
+
+def _crop_digests(sequence: Sequence) -> list[tuple[int, bytes]]:
+    return [
+        (crop.start, digest(crop.width, crop.height, crop_pixels(int.from_bytes(crop.content_hash))))
+        for crop in sequence.crops
+    ]
+
+
 def expected_of(sequence: Sequence, vocab_size: int = 23) -> list[int]:
     """What the sequence generates when it runs alone and nothing goes wrong."""
     return expected_ids(
         sequence.prompt_ids,
-        [
-            (crop.start, digest(crop.width, crop.height, crop_pixels(int.from_bytes(crop.content_hash))))
-            for crop in sequence.crops
-        ],
+        _crop_digests(sequence),
         crop_queries=CROP_QUERIES,
         sampling=sequence.sampling,
         seed=sequence.seed,

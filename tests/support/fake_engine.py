@@ -4,8 +4,10 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from model.prompt import Prompt
+from model.slicing import SlicePlan
 from model.step import SamplingParams
-from server.engine.prepare import PreparedRequest
+from server.engine.prepare import Picture, PreparedRequest, PromptPlan
 from server.engine.supervisor import EngineState
 from server.request import FinishReason, GenerationRequest, ModelInfo, Timings, TokenEvent, TokenLogprob, Usage
 
@@ -131,6 +133,16 @@ class FakeEngine:
             image_work=(),
             pictures=(),
         )
+
+    async def plan_prompt(self, request: GenerationRequest) -> PromptPlan:
+        """What `prepare` gives, without gates and errors of its own."""
+        prepared = await self.prepare(request)
+        images = [image for message in request.messages for image in message.images]
+        pictures = tuple(Picture(image, SlicePlan((image.width, image.height))) for image in images)
+        return PromptPlan(Prompt(prepared.prompt_ids, ()), prepared.usage, pictures)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        return "".join(f"<{token_id}>" for token_id in ids)
 
     async def stream(self, prepared: PreparedRequest) -> AsyncGenerator[TokenEvent, None]:
         self.num_streams_open += 1

@@ -2,16 +2,20 @@
 
 Each computed token, drafts included, is written into a simulated KV cache under (block id, offset), and an id is drawn
 by hashing what the row's block table reads back there: a wrong block table, position, crop, skipped or doubled token, a
-guess that was wrong and stayed, or a state that was not restored, changes the answer. A small `vocab_size` makes texts
-that repeat themselves. `expected_ids` computes the same answer in one go, from the request alone.
+guess that was wrong and stayed, a state that was not restored, or a block that beams share and write, changes the
+answer. A small `vocab_size` makes texts that repeat themselves. `expected_ids` computes the same answer in one go, from
+the request alone, and `expected_results` those of a search.
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Ordered
 from hashlib import blake2b
+from typing import Any
 
 from model.step import EncodeWork, RunnerInfo, Sampled, SamplingParams, SequenceRow, StepBatch, StepOutput
 from server.engine.grammar import Matcher
 from server.engine.sequence import uniform
+from tests.support.beams import plain_beam_search
 
 CROP_BYTES = 100
 """Of an encoded crop, by what the fake says."""
@@ -68,6 +72,7 @@ class FakeRunner:
     def run(self, batch: StepBatch) -> StepOutput:
         for start in batch.starts:
             self._states[start.state_slot] = (start.sampling, list(start.generated_ids))
+        self._fork(batch)
         for copy in batch.copies:
             if copy.to_host:
                 self._host[copy.host_slot] = self._encoding[copy.crop_slot]
@@ -88,6 +93,14 @@ class FakeRunner:
         self._encoding[work.crop_slot] = (pixels, work.last_block)
         return work.last_block - work.first_block
 
+    def _fork(self, batch: StepBatch) -> None:
+        for copied in batch.block_copies:
+            for offset in range(self.info.kv_block_tokens):
+                self._kv[copied.target, offset] = self._kv.get((copied.source, offset), b"never written")
+        states = [self._states[fork.source_slot] for fork in batch.forks]
+        for fork, (sampling, generated) in zip(batch.forks, states, strict=True):
+            self._states[fork.state_slot] = (sampling, [*generated, fork.token_id])
+
     def _write(self, row: SequenceRow) -> None:
         inputs = [text_input(token_id) for token_id in row.token_ids]
         for crop in row.crops:
@@ -104,6 +117,11 @@ class FakeRunner:
         sampling, generated = self._states[row.state_slot]
         cells = [self._kv[self._place(row, position)] for position in range(row.start + len(row.token_ids))]
         num_known = len(cells) - row.draw.num_drafted
+        if row.draw.num_best is not None:
+            ranked = sorted(
+                enumerate(beam_scores(cells, generated, sampling, self._vocab_size)), key=lambda one: -one[1]
+            )
+            return tuple(Sampled(token_id, score, ()) for token_id, score in ranked[: row.draw.num_best])
         draft = row.token_ids[len(row.token_ids) - row.draw.num_drafted :]
         drawn: list[Sampled] = []
         masks = row.draw.masks or (None,) * len(row.draw.uniforms)
@@ -155,6 +173,35 @@ def choose(
     return Sampled(token_id, -0.5, top)
 
 
+def beam_scores(cells: Iterable[bytes], generated: list[int], sampling: SamplingParams, vocab_size: int) -> list[float]:
+    """Log-probabilities of all ids, from the same as `choose`."""
+    seen = b"".join([*cells, f"{generated} {sampling}".encode()])
+    digests = (blake2b(seen + b"%d" % token_id, digest_size=8).digest() for token_id in range(vocab_size))
+    return [-(int.from_bytes(one) % 100_003) / 30_000 for one in digests]
+
+
+def expected_results(
+    prompt_ids: Iterable[int],
+    crops: Iterable[tuple[int, bytes]],
+    *,
+    crop_queries: int,
+    sampling: SamplingParams,
+    max_tokens: int,
+    eos_id: int | None,
+    vocab_size: int = 23,
+    stop_token_ids: Iterable[int] = (),
+    **beams: Any,
+) -> list[list[int]]:
+    """The results of a FakeRunner's sequence that searches, best first; arguments as for `expected_ids`."""
+    inputs = _inputs(prompt_ids, crops, crop_queries)
+
+    def scores(generated: Ordered[int]) -> list[float]:
+        return beam_scores(_cells(inputs, generated), list(generated), sampling, vocab_size)
+
+    end_ids = {*stop_token_ids, *([] if eos_id is None else [eos_id])}
+    return [ids for ids, _ in plain_beam_search(scores, max_tokens=max_tokens, end_ids=end_ids, **beams)]
+
+
 def expected_ids(
     prompt_ids: Iterable[int],
     crops: Iterable[tuple[int, bytes]],
@@ -178,18 +225,28 @@ def expected_ids(
         vocab_size: the runner's.
         matcher: of its grammar, at the beginning.
     """
-    inputs = [text_input(token_id) for token_id in prompt_ids]
-    for start, pixels in crops:
-        inputs[start : start + crop_queries] = [crop_input(pixels, query) for query in range(crop_queries)]
+    inputs = _inputs(prompt_ids, crops, crop_queries)
     generated: list[int] = []
     ends = {eos_id, *stop_token_ids}
     while len(generated) < max_tokens and (not generated or generated[-1] not in ends):
         if matcher is not None and matcher.is_complete:
             break
-        known = inputs + [text_input(token_id) for token_id in generated]
-        cells = [b"%d:%s" % (position, cell) for position, cell in enumerate(known)]
+        cells = _cells(inputs, generated)
         mask = None if matcher is None else matcher.masks[0]
         generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size, mask).token_id)
         if matcher is not None and generated[-1] != eos_id:
             matcher.advance(generated[-1])
     return generated
+
+
+def _inputs(prompt_ids: Iterable[int], crops: Iterable[tuple[int, bytes]], crop_queries: int) -> list[bytes]:
+    inputs = [text_input(token_id) for token_id in prompt_ids]
+    for start, pixels in crops:
+        inputs[start : start + crop_queries] = [crop_input(pixels, query) for query in range(crop_queries)]
+    return inputs
+
+
+def _cells(inputs: list[bytes], generated: Iterable[int]) -> list[bytes]:
+    """What the cache should hold."""
+    known = inputs + [text_input(token_id) for token_id in generated]
+    return [b"%d:%s" % (position, cell) for position, cell in enumerate(known)]

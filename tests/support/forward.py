@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.formats import BLOCK_TOKENS, ComputeFormat, KvFormat, WeightFormat
-from model.runtime.kv_cache import allocate_layers
+from model.runtime.kv_cache import allocate_cache
 from model.runtime.packing import pack_rows
 from model.step import SequenceRow
 from tests.support.driver import golden_crops
@@ -83,7 +83,7 @@ def language_stages(
     x = model.embed(packed.token_ids, torch.tensor(image_tokens, dtype=torch.int64, device=device), torch.cat(vectors))
     embeddings = x
     rotary = language.rotary(packed.positions)
-    caches = allocate_layers(model.config.language, len(row.block_table), kv or compute, model.device)
+    caches = allocate_cache(model.config.language, len(row.block_table), kv or compute, model.device).layers
     layers = []
     for layer, kv in zip(language.layers, caches, strict=True):
         x = layer(x, rotary, kv, packed.plan)

@@ -74,6 +74,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The engine's own logic: integers only, no clock, no I/O.
     "schedule": (
         (
+            "server.engine.beam_planner",
+            "server.engine.beam_search",
             "server.engine.blocks",
             "server.engine.drafter",
             "server.engine.encoding",

@@ -1,7 +1,7 @@
 import pytest
 
 from model.config import load_config
-from model.prompt import CropSpan, Turn, build_prompt
+from model.prompt import CropSpan, Turn, build_prompt, build_raw_prompt
 from model.slicing import SlicePlan, num_block_tokens, plan_slices
 from model.tokenizer import TextError, Tokenizer
 from tests.support.golden import OFFICIAL_TOKENIZER, TINY_V1, TINY_V2, case_names, encode_pieces, load_case
@@ -41,6 +41,14 @@ def test_prompt_of_golden_case(name):
     # Text without special names gives the same ids when it is taken as plain text.
     plain = build_prompt(turns, tokenizer, NUM_QUERIES, specials_in_text=False)
     assert (plain == prompt) == (name != "special_tokens_in_text")
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_the_last_turn_goes_on_where_no_answer_is_opened(role):
+    turns = [Turn("user", "What is it?", (UNSPLIT,)), Turn(role, "It is a")]
+    prompt = build_prompt(turns, OFFICIAL, NUM_QUERIES, specials_in_text=False, opens_answer=False)
+    marker = {"user": "<用户>", "assistant": "<AI>"}[role]
+    assert prompt.token_ids == reference_ids(f"<用户>{CROP}\nWhat is it?{marker}It is a")
 
 
 @pytest.mark.parametrize("specials_in_text", [True, False])
@@ -126,3 +134,21 @@ def test_release_1_0_block():
 def test_lone_surrogate_is_refused():
     with pytest.raises(TextError):
         build_prompt([Turn("user", "\udfff")], OFFICIAL, NUM_QUERIES, specials_in_text=False)
+
+
+def test_a_raw_prompt_is_the_text_and_the_start_token():
+    tokenizer = OFFICIAL
+    text = "<用户>a<AI>b"
+    prompt = build_raw_prompt(text, tokenizer, add_start=True, specials_in_text=False)
+    assert prompt.token_ids == (tokenizer.bos_id, *tokenizer.encode(text))
+    assert prompt.crop_spans == ()
+    assert build_raw_prompt("", tokenizer, add_start=False, specials_in_text=False).token_ids == ()
+
+
+def test_special_tokens_in_a_raw_prompt_act_only_where_that_is_allowed():
+    tokenizer = OFFICIAL
+    closed = build_raw_prompt("<image></s>", tokenizer, add_start=False, specials_in_text=False)
+    assert not {tokenizer.image_start_id, tokenizer.eos_id} & set(closed.token_ids)
+    assert tokenizer.text_of(closed.token_ids) == "<image></s>"
+    opened = build_raw_prompt("<image></s>", tokenizer, add_start=False, specials_in_text=True)
+    assert opened.token_ids == (tokenizer.image_start_id, tokenizer.eos_id)

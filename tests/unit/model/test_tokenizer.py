@@ -206,3 +206,19 @@ def test_a_continuation_has_the_bytes_of_the_text(tokenizer, text):
     if text and text[0] not in "(>":
         marker = tokenizer.encode(ASSISTANT_MARKER)
         assert marker + ids == tokenizer.encode(ASSISTANT_MARKER + text)
+
+
+@given(typed_text)
+def test_text_of_ids_is_the_text_that_was_encoded(text):
+    pieces = OFFICIAL.split_plain(text)
+    assert OFFICIAL.text_of(encode_pieces(OFFICIAL, pieces)) == text
+
+
+def test_a_prompt_may_keep_its_turn_markers_but_no_control_token():
+    (text,) = OFFICIAL.split_plain("<用户>hi<AI>", keeps_markers=True)
+    assert OFFICIAL.encode(text) == [95396, 4194, 95388, 6920, 95396, 10850, 95388]
+    for name in UNSAFE[:-2]:
+        ids = [
+            token_id for piece in OFFICIAL.split_plain(name, keeps_markers=True) for token_id in OFFICIAL.encode(piece)
+        ]
+        assert not CONTROL_IDS & set(ids)

@@ -82,6 +82,14 @@ def test_the_other_fields() -> None:
     assert convert(stop="a").stop == ("a",)
 
 
+def test_a_new_answer_or_more_of_the_last_message() -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "So"}]
+    assert convert(turns).opens_answer
+    assert not convert(turns, continue_final_message=True).opens_answer
+    assert not convert(add_generation_prompt=False).opens_answer
+    assert convert(add_generation_prompt=True, continue_final_message=False).opens_answer
+
+
 def test_pictures_stand_before_the_text_in_their_order() -> None:
     (message,) = convert([{"role": "user", "content": [text("a"), PICTURES[1], text("b"), PICTURES[0]]}]).messages
     assert message.text == "a\nb"
@@ -116,6 +124,22 @@ def test_system_text_goes_in_front_of_the_first_user_turn(
     messages: list[dict[str, Any]], expected: list[tuple[str, str]]
 ) -> None:
     assert [(message.role, message.text) for message in convert(messages).messages] == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"refusal": "I cannot."}, "I cannot."),
+        ({"content": "", "refusal": "I cannot."}, "I cannot."),
+        ({"content": "Well.", "refusal": "I cannot."}, "Well.\nI cannot."),
+        ({"content": [text("Well."), {"type": "refusal", "refusal": "No."}], "name": "bot"}, "Well.\nNo."),
+        ({"content": "", "refusal": None}, ""),
+    ],
+)
+def test_an_answer_that_refused_is_its_turns_text(message: dict[str, Any], expected: str) -> None:
+    turns = convert([USER, {"role": "assistant"} | message, USER]).messages
+    assert [turn.text for turn in turns] == ["hi", expected, "hi"]
 
 
 def test_folding_keeps_the_pictures_of_the_turn() -> None:

@@ -90,6 +90,13 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"logprobs": True, "top_logprobs": 20},
         {"max_tokens": 5, "max_completion_tokens": 5},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": True, "continue_final_message": False},
+        {
+            "messages": [*BODY["messages"], {"role": "assistant", "content": "So"}],
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+        },
         {"top_k": -1},
     ],
 )
@@ -196,6 +203,16 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation", None),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"continue_final_message": True}, "continue_final_message", "invalid_value"),
+        (
+            {
+                "messages": [{"role": "assistant", "content": "So"}],
+                "continue_final_message": True,
+                "add_generation_prompt": True,
+            },
+            "continue_final_message",
+            "invalid_value",
+        ),
         ({"logprobs": 1}, "logprobs", "invalid_type"),
         ({"metadata": {"a": 1}}, "metadata.a", "invalid_type"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "limit_exceeded"),
@@ -208,7 +225,16 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages[0].name", "unsupported_parameter"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name", "invalid_type"),
+        ({"messages": [{"role": "user", "content": "x", "name": "x" * 257}]}, "messages[0].name", "invalid_value"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "assistant", "refusal": 3}]}, "messages[0].refusal", "invalid_type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]},
+            "messages[0].content[0]",
+            "unsupported_value",
+        ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
             "messages[0].tool_calls[0]",

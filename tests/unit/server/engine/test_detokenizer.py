@@ -258,6 +258,14 @@ def test_bytes_before_a_special_token_can_complete_a_stop_string():
     assert joined(run([REF, *X, BYTES[0], REF, *X], ["<ref>x\ufffd"])) == ""
 
 
+@settings(deadline=None, max_examples=50)
+@given(ids=st.lists(plain_ids, max_size=12), sizes=chunk_sizes)
+def test_what_goes_on_with_a_text_keeps_its_white_space(ids, sizes):
+    deltas = run(ids, sizes=sizes, strips=False)
+    assert joined(deltas) == TINY.decode([*X, *ids, *X])[1:-1]
+    assert sum(delta.num_ids for delta in deltas) == len(ids)
+
+
 def test_an_included_stop_string_keeps_its_white_space():
     assert joined(run(TINY.encode("a.  b. \nc"), [". \n"], include_stop=True)) == "a.  b. \n"
     assert joined(run(TINY.encode("a  b"), [" "], include_stop=True)) == "a "
@@ -292,3 +300,14 @@ def test_min_tokens_are_counted_through_special_tokens():
 def test_empty_stop_string_is_a_mistake_of_ours():
     with pytest.raises(AssertionError):
         Detokenizer(TINY, [""])
+
+
+def test_white_space_of_what_goes_on_with_a_text_is_kept_up_to_a_stop_string():
+    ids = TINY.encode(" a b \n")
+    for stop, expected in (((), " a b \n"), (("b",), " a ")):
+        detokenizer = Detokenizer(TINY, stop, strips=False)
+        deltas = [detokenizer.feed([token_id]) for token_id in ids]
+        text = "".join(delta.text for delta in deltas)
+        if not deltas[-1].stopped:
+            text += detokenizer.finish().text
+        assert text == expected

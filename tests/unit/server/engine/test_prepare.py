@@ -15,7 +15,7 @@ from server.engine.pictures import PictureIndex
 from server.engine.prepare import EngineLimits, Preparer, choice_seeds
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
-from server.request import ImageInput, Message
+from server.request import ImageInput, Message, RawPrompt
 from tests.support.engines import load_tokenizer, make_image, make_request
 from tests.support.golden import TINY_V2, case_names, load_case
 from tests.support.pictures import encode
@@ -228,3 +228,39 @@ def test_one_pixel_more_or_another_salt_is_another_picture(preparer):
     assert [crop.pixels is None for crop in crops] == [False] * 3
     assert len({crop.content_hash for crop in crops}) == 3
     assert prepare(preparer, requests[2], index).crops[0].pixels is None
+
+
+def plan(preparer, request, **limits):
+    return asyncio.run(preparer.plan_prompt(request, dataclasses.replace(LIMITS, **limits)))
+
+
+def test_a_prompt_is_planned_without_decoding_a_picture(preparer):
+    picture = damaged(900, 300)
+    request = make_request("?", picture)
+    planned = plan(preparer, request, max_context_tokens=200)
+    assert planned.usage.prompt_tokens == len(planned.prompt.token_ids) > 200
+    (found,) = planned.pictures
+    assert found.slices.num_crops * 64 == planned.usage.image_tokens
+    with pytest.raises(ContextOverflow):
+        prepare(preparer, request, max_context_tokens=200)
+
+
+def test_a_raw_prompt_of_text_or_ids(preparer):
+    tokenizer = load_tokenizer()
+    text = dataclasses.replace(make_request(""), raw_prompt=RawPrompt("Hello"))
+    ids = (tokenizer.bos_id, *tokenizer.encode("Hello"))
+    assert prepare(preparer, text).prompt_ids == ids
+    assert prepare(preparer, dataclasses.replace(text, raw_prompt=RawPrompt(ids))).prompt_ids == ids
+    assert prepare(preparer, text).usage == dataclasses.replace(
+        prepare(preparer, make_request("")).usage, prompt_tokens=len(ids)
+    )
+
+
+@pytest.mark.parametrize("content", [(5, -1), (10**6,), "\ud800"])
+def test_a_raw_prompt_that_cannot_be(preparer, content):
+    assert refusal(preparer, dataclasses.replace(make_request(""), raw_prompt=RawPrompt(content))).param == "messages"
+
+
+def test_a_raw_prompt_that_is_too_long_is_not_encoded(preparer):
+    request = dataclasses.replace(make_request(""), raw_prompt=RawPrompt("a" * 10**7))
+    assert isinstance(refusal(preparer, request), ContextOverflow)
