@@ -135,10 +135,18 @@ class Draw:
     num_best: int | None = None
     """Of a beam, which has no draft: no id is drawn, but the so many best ones are told with their log-probabilities,
     the penalties applied to these. Whether one of them is chosen is known in the next step (`StateFork`)."""
+    masks: tuple[bytes, ...] = ()
+    """Empty where any id may be drawn. Else, for each point, a bit for each id of the vocabulary, the lowest bit of the
+    first byte for id 0, filled up to `mask_bytes`: 1 for the ids that may be drawn there, at least one."""
 
     @property
     def num_drafted(self) -> int:
         return len(self.uniforms) - 1
+
+
+def mask_bytes(vocab_size: int) -> int:
+    """Bytes of one of a draw's masks: whole words of 32 bits."""
+    return (vocab_size + 31) // 32 * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +222,7 @@ class RunnerInfo:
     max_step_draws: int
     """Draws of all rows of a step at most."""
     num_vision_blocks: int
+    vocab_size: int
     device: str
     dtype: str
     """What is computed in: fp32, bf16 or fp16."""

@@ -119,6 +119,25 @@ class Tokenizer:
         ids: list[int] = self._processor.encode(stretch)
         return ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """The ids of text that goes on where an answer stands: their bytes are those of the text, no more.
+
+        By itself a text gets a space in front. What training showed the model is a text after the assistant's marker.
+
+        Raises:
+            TextError: there is a lone surrogate in it.
+        """
+        if not text:
+            return []
+        marker = self.encode(ASSISTANT_MARKER)
+        ids = self.encode(ASSISTANT_MARKER + text)
+        if ids[: len(marker)] == marker:
+            return ids[len(marker) :]
+        # The first character merges with the marker's ">".
+        head: int = self._processor.piece_to_id(text[0])
+        heads = [head] if head != self.unk_id else [self._byte_id(byte) for byte in text[0].encode()]
+        return heads + self.encode_continuation(text[1:])
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """The text of generated ids by the reference's whole rule; "" when nothing is left.
 
@@ -150,6 +169,11 @@ class Tokenizer:
         parts.append(self._processor.decode(stretch))
         return "".join(parts).strip()
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no text."""
+        return frozenset(self._specials)
+
     def text_of(self, ids: Sequence[int]) -> str:
         """The text that the ids stand for as they are: special tokens by name, nothing dropped, nothing stripped.
 
@@ -179,6 +203,10 @@ class Tokenizer:
         if text is None:
             text = self._texts[token_id] = self.id_to_bytes(token_id).decode(errors="replace")
         return text
+
+    def _byte_id(self, byte: int) -> int:
+        token_id: int = self._processor.piece_to_id(f"<0x{byte:02X}>")
+        return token_id
 
     def _find_control_names(self) -> list[str]:
         """What must not reach sentencepiece in one piece: names that it turns into control ids by itself."""

@@ -16,10 +16,11 @@ from server.api.admission import Admission
 from server.api.app import create_app
 from server.api.auth import KeyRing
 from server.api.completion_protocol import OF_CHAT_ALONE, CompletionRequest
-from server.api.protocol import ChatCompletionRequest, NotSupported, WireModel
+from server.api.protocol import ChatCompletionRequest
 from server.api.remote_images import RemoteImages
 from server.api.responses_protocol import ResponsesRequest
 from server.api.tokenize import DetokenizeRequest, TokenizeRequest
+from server.api.wire import NotSupported, WireModel
 from server.engine.client import Engine
 from server.metrics import Metrics
 from server.settings import Settings

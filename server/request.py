@@ -6,6 +6,9 @@ from typing import Literal
 from model.step import SamplingParams
 from server.demonstration import Demonstration
 
+SCORING = SamplingParams(num_logprobs=0)
+"""Of answers that are given: nothing is left to draw."""
+
 Role = Literal["user", "assistant"]
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -33,6 +36,17 @@ class Message:
     text: str
     images: tuple[ImageInput, ...] = ()
     """User turns only; each stands before the text of its turn, as the model was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer has to match from its first to its last character."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar", "lark"]
+    """Of the source: a JSON schema, a regular expression, a JSON list of strings, a grammar in Lark or GBNF, Lark."""
+    source: str
+    param: str
+    """Path of the request's field that it came in, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,11 @@ class GenerationRequest:
     """The prompt ends with the opening of a new assistant turn. Else the answer goes on with the last message."""
     cache_salt: bytes = b""
     """Only requests with the same salt share what was computed of their prompts."""
+    answers: tuple[str, ...] = ()
+    """Given answers, one for each choice, of which only the log-probabilities are wanted; with `ignore_eos`, so that
+    the end id's is among them."""
+    constraint: Constraint | None = None
+    """Each choice's text matches it when it has ended with "stop"; not with `ignore_eos`."""
     beams: Beams | None = None
     raw_prompt: RawPrompt | None = None
     """Instead of messages."""

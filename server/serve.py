@@ -116,6 +116,7 @@ def build_engine(
         specials_in_text=settings.special_tokens_in_text,
         worker_module=worker_module,
         waiting_line=WaitingLine(max_requests=settings.max_waiting_requests, max_tokens=settings.max_waiting_tokens),
+        grammar_timeout_s=settings.grammar_timeout_s,
     )
 
 

@@ -175,6 +175,15 @@ class Settings(BaseSettings):
         8, ge=1, le=64, description="beams of a request, each of which takes a place of max_num_sequences; 1: no search"
     )
     max_stop_strings: int = Field(16, ge=0, description="stop strings in a request")
+    # What the grammar of a structured answer may cost; docs/decisions/structured-outputs.md
+    max_grammar_bytes: Bytes = Field(
+        64 * 2**10, ge=256, description="a JSON schema, a grammar, all choices, or all functions of a request together"
+    )
+    max_schema_depth: int = Field(32, ge=1, le=64, description="objects and lists in one another in a JSON schema")
+    max_regex_chars: int = Field(2048, ge=1, description="a regular expression, also one in a schema")
+    max_choice_strings: int = Field(256, ge=1, description="strings of which an answer is to be one")
+    max_tools: int = Field(64, ge=1, description="functions in a request")
+    grammar_timeout_s: float = Field(5.0, gt=0, le=60, description="seconds to compile the grammar of a request")
     max_images: int = Field(8, ge=0, description="pictures in a request")
     max_image_bytes: Bytes = Field(20 * 2**20, ge=1024, description="one encoded picture")
     max_image_pixels: int = Field(50_000_000, ge=1, le=178_956_970, description="width x height of one picture")

@@ -18,7 +18,7 @@ from model.runtime.memory_choice import plan_memory
 from model.runtime.memory_plan import Limits, MemoryPlan, Wishes, make_limits
 from model.runtime.packing import pack_rows
 from model.runtime.sampler import Sampler
-from model.step import RunnerInfo, Sampled, SequenceRow, StepBatch, StepOutput
+from model.step import RunnerInfo, Sampled, SequenceRow, StepBatch, StepOutput, mask_bytes
 
 
 class TorchRunner:
@@ -100,13 +100,15 @@ class TorchRunner:
         slots: list[int] = []
         uniforms: list[float] = []
         guesses: list[int | None] = []
+        masks: list[bytes | None] = []
         for row in rows:
             counts.append(0 if row.draw is None else len(row.draw.uniforms))
             if row.draw is not None:
                 slots += [row.state_slot] * len(row.draw.uniforms)
                 uniforms += row.draw.uniforms
                 guesses += [None, *row.token_ids[len(row.token_ids) - row.draw.num_drafted :]]
-        drawn = iter(self._sampler.draw(logits_RV, slots, uniforms, guesses))
+                masks += row.draw.masks or [None] * len(row.draw.uniforms)
+        drawn = iter(self._sampler.draw(logits_RV, slots, uniforms, guesses, masks))
         return tuple(tuple(one for one in islice(drawn, count) if one is not None) for count in counts)
 
     def _check(self, batch: StepBatch) -> None:
@@ -134,6 +136,9 @@ class TorchRunner:
             assert 0 <= min(row.token_ids) <= max(row.token_ids) < config.language.vocab_size
             assert 0 <= row.state_slot < info.num_state_slots
             assert row.draw is None or 1 <= len(row.draw.uniforms) <= len(row.token_ids)
+            if row.draw is not None and row.draw.masks:
+                assert len(row.draw.masks) == len(row.draw.uniforms)
+                assert {len(mask) for mask in row.draw.masks} == {mask_bytes(config.language.vocab_size)}
             assert row.draw is None or row.draw.num_best is None or row.draw.num_drafted == 0
             for crop in row.crops:
                 assert 0 <= crop.crop_slot < info.num_crop_slots
@@ -219,6 +224,7 @@ def _describe(model: MiniCPMV, limits: Limits, plan: MemoryPlan, load_s: float) 
         num_state_slots=limits.max_num_sequences,
         max_step_draws=limits.max_step_draws,
         num_vision_blocks=model.config.vision.num_blocks,
+        vocab_size=model.config.language.vocab_size,
         device=str(model.device),
         dtype=plan.compute,
         weights=plan.weights,

@@ -2,8 +2,9 @@
 
 Axes: R rows, V vocabulary, K candidates of a row.
 
-Order of work, as the reference's through transformers: bias, repetition penalty, presence and frequency penalty, end
-ids held back, temperature, top-k, top-p, min-p, softmax, one draw. All in float32 but the cumulative sum of the draw.
+Where a row has a mask, the ids outside of it get a score of minus infinity before anything else. Order of work after
+that, as the reference's through transformers: bias, repetition penalty, presence and frequency penalty, end ids held
+back, temperature, top-k, top-p, min-p, softmax, one draw. All in float32 but the cumulative sum of the draw.
 """
 
 import math
@@ -78,6 +79,7 @@ class Sampler:
         slots: Sequence[int],
         uniforms: Sequence[float],
         guesses: Sequence[int | None] | None = None,
+        masks: Sequence[bytes | None] | None = None,
     ) -> list[Sampled | None]:
         """One id for each row that follows on known ids; None where it follows on a guess that was wrong.
 
@@ -88,10 +90,11 @@ class Sampler:
             guesses: None for a slot's first row; for a further one, the id that its scores take to have been drawn in
                 the row before. As it is drawn from its own scores and point, and counts only when all guesses before
                 it are the ids that were drawn, what comes out is what single steps would have drawn.
+            masks: None for a row that may draw any id; else as in `model.step.Draw`.
         """
         guesses = guesses or [None] * len(slots)
         params = [self._params[slot] for slot in slots]
-        scores_RV = self.penalised(logits_RV, slots, guesses)
+        scores_RV = self.penalised(masked(logits_RV, masks or ()), slots, guesses)
         ids_R = scores_RV.argmax(-1)
         random = [row for row, p in enumerate(params) if p.temperature > 0]
         # Rows with top-k need few candidates, the others the whole vocabulary: two calls at the most.
@@ -143,6 +146,20 @@ class Sampler:
     def _count(self, drawn: Sequence[tuple[int, int]]) -> None:
         """Adds (state slot, id) pairs to the counts, where a penalty needs them."""
         _add(self._counts_SV, [(slot, token_id) for slot, token_id in drawn if _has_penalty(self._params[slot])])
+
+
+def masked(logits_RV: Tensor, masks: Sequence[bytes | None]) -> Tensor:
+    """The scores, those of ids outside of their row's mask at minus infinity. Never in place."""
+    rows = [row for row, mask in enumerate(masks) if mask is not None]
+    if not rows:
+        return logits_RV
+    packed = torch.frombuffer(bytearray(b"".join(filter(None, masks))), dtype=torch.uint8).to(logits_RV.device)
+    # Bit b of byte n is id 8 n + b: [R', bytes, 1] >> [8] -> [R', bytes, 8] -> [R', V].
+    bits_RV = (packed.view(len(rows), -1, 1) >> torch.arange(8, device=packed.device)) & 1
+    allowed_RV = bits_RV.flatten(1)[:, : logits_RV.shape[1]].bool()
+    result_RV = logits_RV.clone()
+    result_RV[rows] = logits_RV[rows].masked_fill(~allowed_RV, -torch.inf)
+    return result_RV
 
 
 def _valid_rows(ids: Sequence[int], guesses: Sequence[int | None]) -> list[int]:
@@ -213,7 +230,8 @@ def _keep_best(scores_RV: Tensor, top_k: Sequence[int]) -> tuple[Tensor, Tensor]
     lowest_R1 = best_RK.gather(1, wanted_R1 - 1)
     # Ties with the k-th stay, so there may be more than k. None are where a row is not a number; one is kept then, so
     # that a sequence whose scores overflowed does not take the others of its batch down.
-    num_kept = max(1, int((scores_RV >= lowest_R1).sum(1).max()))
+    # Neither counts what is out of the question, which a row has where fewer than k ids may be drawn.
+    num_kept = max(1, int(((scores_RV >= lowest_R1) & (scores_RV > -torch.inf)).sum(1).max()))
     kept_RK, ids_RK = scores_RV.topk(num_kept)
     ids_RK, by_id_RK = ids_RK.sort(1)
     kept_RK = kept_RK.gather(1, by_id_RK)

@@ -11,6 +11,8 @@ from server.api.errors import json_response
 from server.api.intake import Intake
 from server.api.protocol import ChatCompletionRequest
 from server.api.render import Reply, stream_frames, whole_completion
+from server.api.scoring import scored_completion
+from server.api.tools import toolbox_of
 from server.engine.prepare import PreparedRequest
 from server.request import ModelInfo, TokenEvent
 from server.version import VERSION
@@ -37,6 +39,8 @@ def chat_router(intake: Intake) -> APIRouter:
         if reply.is_streamed:
             return intake.event_stream(stream_frames(reply, events))
         completion = await while_connected(http.receive, whole_completion(reply, events))
+        if reply.scored:
+            completion = scored_completion(completion, reply.scored)
         return json_response(completion)
 
     return router
@@ -53,7 +57,9 @@ def _reply(wire: ChatCompletionRequest, prepared: PreparedRequest, model: ModelI
         prompt_ids=prepared.prompt_ids,
         is_streamed=bool(wire.stream),
         include_usage=wire.stream_options is not None and bool(wire.stream_options.include_usage),
-        has_logprobs=bool(wire.logprobs),
+        has_logprobs=bool(wire.logprobs or prepared.request.answers),
+        scored=prepared.request.answers,
         has_token_ids=bool(wire.return_token_ids),
+        may_call=toolbox_of(wire) is not None,
         names_tier=wire.service_tier is not None,
     )

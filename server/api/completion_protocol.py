@@ -6,14 +6,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.protocol import (
-    INVALID_VALUE,
-    LIMIT_EXCEEDED,
-    UNSUPPORTED_PARAMETER,
-    NotSupported,
-    WireModel,
-)
 from server.api.tokenize import MAX_TOKEN_IDS
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_PARAMETER, NotSupported, WireModel
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own for this endpoint, and every peer's."""

@@ -8,8 +8,6 @@ from server.api.decoding import check_decoding, decoding_of
 from server.api.file_store import StoredPictures
 from server.api.images import image_limits, is_remote, read_image
 from server.api.protocol import (
-    LIMIT_EXCEEDED,
-    UNSUPPORTED_VALUE,
     AssistantMessage,
     ChatCompletionRequest,
     FilePart,
@@ -18,13 +16,17 @@ from server.api.protocol import (
     RepetitionDetection,
     SystemMessage,
     TextPart,
+    ToolMessage,
     UserMessage,
 )
+from server.api.scoring import answers_to_score
+from server.api.tools import call_text, result_text
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_VALUE
 from server.errors import InvalidRequest, NotFound
-from server.request import GenerationRequest, ImageInput, Message, ModelInfo, RepetitionLimit
+from server.request import SCORING, Constraint, GenerationRequest, ImageInput, Message, ModelInfo, RepetitionLimit
 from server.settings import Settings
 
-_WireMessage = SystemMessage | UserMessage | AssistantMessage
+_WireMessage = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 def read_pictures(
@@ -69,21 +71,42 @@ def check_model(named: str | None, model: ModelInfo) -> None:
 
 
 def to_generation_request(
-    wire: ChatCompletionRequest, pictures: Mapping[str, ImageInput], *, request_id: str, model: ModelInfo
+    wire: ChatCompletionRequest,
+    pictures: Mapping[str, ImageInput],
+    *,
+    request_id: str,
+    model: ModelInfo,
+    constraint: Constraint | None = None,
+    instructions: str | None = None,
 ) -> GenerationRequest:
     """The request in the engine's words.
 
     Args:
         pictures: all of the request, by the paths of their fields.
+        constraint: what it wants its answers to match.
+        instructions: what the model is told after the client's system text.
     """
     slices = {param: limit for number, message in enumerate(wire.messages) for param, limit in _slices(message, number)}
     pictures = {
         param: replace(picture, max_slices=slices[param] or wire.max_slices) for param, picture in pictures.items()
     }
+    messages = fold_system_text(wire.messages, pictures, instructions)
+    if answers := answers_to_score(wire):
+        return GenerationRequest(
+            request_id=request_id,
+            messages=messages,
+            sampling=SCORING,
+            max_tokens=None,
+            num_choices=len(answers),
+            ignore_eos=True,
+            max_time_s=wire.max_time,
+            cache_salt=cache_salt(wire.cache_salt),
+            answers=answers,
+        )
     sampling, beams = decoding_of(wire, model)
     return GenerationRequest(
         request_id=request_id,
-        messages=fold_system_text(wire.messages, pictures),
+        messages=messages,
         sampling=sampling,
         max_tokens=wire.max_tokens if wire.max_tokens is not None else wire.max_completion_tokens,
         seed=wire.seed,
@@ -92,6 +115,7 @@ def to_generation_request(
         ignore_eos=bool(wire.ignore_eos),
         max_time_s=wire.max_time,
         repetition=_repetition(wire.repetition_detection),
+        constraint=constraint,
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         include_stop=bool(wire.include_stop_str_in_output),
         skip_special_tokens=wire.skip_special_tokens,
@@ -101,22 +125,37 @@ def to_generation_request(
     )
 
 
-def fold_system_text(messages: Sequence[_WireMessage], pictures: Mapping[str, ImageInput]) -> tuple[Message, ...]:
+def fold_system_text(
+    messages: Sequence[_WireMessage], pictures: Mapping[str, ImageInput], instructions: str | None = None
+) -> tuple[Message, ...]:
     """The turns of the conversation. The model knows no system turn: such text goes in front of the first user turn.
 
     All system and developer messages, wherever they stand, are joined by newlines, and so are they and the user's
-    text. Without any user turn the system text becomes one, at the front.
+    text. Without any user turn the system text becomes one, at the front. What the calls of an
+    answer came to is one user turn.
+
+    Raises:
+        InvalidRequest: a tool message answers no call.
     """
     system = [_text(message) for message in messages if isinstance(message, SystemMessage)]
-    turns = [
-        Message(
-            role=message.role,
-            text=_text(message),
-            images=tuple(pictures[param] for param, _ in _urls(message, number)),
-        )
-        for number, message in enumerate(messages)
-        if not isinstance(message, SystemMessage)
-    ]
+    if instructions is not None:
+        system.append(instructions)
+    called: dict[str, str] = {}
+    turns: list[Message] = []
+    for number, message in enumerate(messages):
+        if isinstance(message, SystemMessage):
+            continue
+        if isinstance(message, ToolMessage):
+            text = _result(message, called, f"messages[{number}].tool_call_id")
+            if number and isinstance(messages[number - 1], ToolMessage):
+                turns[-1] = replace(turns[-1], text=f"{turns[-1].text}\n{text}")
+            else:
+                turns.append(Message(role="user", text=text))
+            continue
+        if isinstance(message, AssistantMessage):
+            called |= {call.id: call.function.name for call in message.tool_calls or ()}
+        images = tuple(pictures[param] for param, _ in _urls(message, number))
+        turns.append(Message(role=message.role, text=_text(message), images=images))
     if system:
         first_user = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
         if first_user is None:
@@ -178,8 +217,16 @@ def _check_pictures(messages: Sequence[_WireMessage], max_images: int) -> None:
 def _text(message: _WireMessage) -> str:
     parts = [part for part in message.content or () if not isinstance(part, ImagePart | FilePart)]
     text = "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in parts)
-    refusal = message.refusal if isinstance(message, AssistantMessage) else None
-    return "\n".join(filter(None, (text, refusal)))
+    if not isinstance(message, AssistantMessage):
+        return text
+    calls = [call_text(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+    return "\n".join(filter(None, (text, message.refusal, *calls)))
+
+
+def _result(message: ToolMessage, called: Mapping[str, str], param: str) -> str:
+    if message.tool_call_id not in called:
+        raise InvalidRequest(f"{param} is the id of no call in an earlier message", param=param, code=INVALID_VALUE)
+    return result_text(called[message.tool_call_id], _text(message))
 
 
 def _slices(message: _WireMessage, number: int) -> list[tuple[str, int | None]]:

@@ -4,13 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from model.step import SamplingParams
-from server.api.protocol import (
-    INVALID_VALUE,
-    LIMIT_EXCEEDED,
-    UNSUPPORTED_PARAMETER,
-    UNSUPPORTED_VALUE,
-    ChatCompletionRequest,
-)
+from server.api.protocol import ChatCompletionRequest
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_PARAMETER, UNSUPPORTED_VALUE
 from server.errors import InvalidRequest
 from server.request import Beams, ModelInfo
 from server.sampling_defaults import VENDOR_BEAM_PENALTY, VENDOR_BEAMS, sampling_defaults
@@ -138,8 +133,17 @@ def _check_search(wire: ChatCompletionRequest) -> None:
     ):
         if value:
             raise _refusal(name, f"other than {off} cannot be combined with beam search", UNSUPPORTED_VALUE)
-    if wire.logprobs:
-        raise _refusal("logprobs", "is not supported by this server with beam search", UNSUPPORTED_PARAMETER)
+    for name, is_asked in (
+        ("logprobs", bool(wire.logprobs)),
+        # All beams would need a grammar's state of their own, and a search that is cut short has no results yet.
+        ("response_format", wire.response_format is not None and wire.response_format.type != "text"),
+        ("structured_outputs", wire.structured_outputs is not None),
+        ("tools", bool(wire.tools)),
+        ("max_time", wire.max_time is not None),
+        ("repetition_detection", wire.repetition_detection is not None),
+    ):
+        if is_asked:
+            raise _refusal(name, "is not supported by this server with beam search", UNSUPPORTED_PARAMETER)
 
 
 def _refusal(param: str, reason: str, code: str) -> InvalidRequest:

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from server.api import protocol
+from server.api import wire
 from server.errors import ApiError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from server.log import request_id_var
 
@@ -20,12 +20,12 @@ _MAX_ECHO = 200
 
 _OWN_CODES = frozenset(
     {
-        protocol.UNKNOWN_PARAMETER,
-        protocol.UNSUPPORTED_PARAMETER,
-        protocol.UNSUPPORTED_VALUE,
-        protocol.LIMIT_EXCEEDED,
-        protocol.INVALID_VALUE,
-        protocol.INVALID_TYPE,
+        wire.UNKNOWN_PARAMETER,
+        wire.UNSUPPORTED_PARAMETER,
+        wire.UNSUPPORTED_VALUE,
+        wire.LIMIT_EXCEEDED,
+        wire.INVALID_VALUE,
+        wire.INVALID_TYPE,
     }
 )
 

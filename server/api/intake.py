@@ -10,19 +10,22 @@ from pydantic import ValidationError
 
 from server.api.admission import Admission
 from server.api.connection import read_json_body, while_connected
+from server.api.constraint import constraint_of
 from server.api.convert import read_pictures, to_generation_request
 from server.api.errors import invalid_body
 from server.api.file_store import StoredPictures
-from server.api.protocol import ChatCompletionRequest, WireModel
+from server.api.protocol import ChatCompletionRequest
 from server.api.record import RequestRecord, keep_content
 from server.api.remote_images import RemoteImages
 from server.api.render import Reply
 from server.api.sse import EventStream
+from server.api.tools import constraint_with_tools, toolbox_of
+from server.api.wire import WireModel
 from server.engine.client import Engine
 from server.engine.prepare import PreparedRequest
 from server.metrics import Metrics
 from server.notes import note, note_generation
-from server.request import GenerationRequest, ImageInput, TokenEvent
+from server.request import Constraint, GenerationRequest, ImageInput, TokenEvent
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -41,6 +44,10 @@ class ParsedChat:
     """That came with the request, by the paths of their fields."""
     urls: Mapping[str, str]
     """Of the others."""
+    constraint: Constraint | None
+    """What the answers have to match."""
+    instructions: str | None
+    """What the model is told of the functions that it may call."""
 
 
 class Intake:
@@ -110,8 +117,12 @@ class Intake:
             InvalidRequest, InvalidImage: something is wrong with it.
         """
         wire = self.validate(ChatCompletionRequest, data)
-        pictures = read_pictures(wire, model=self.engine.model, settings=self.settings, files=self._files)
-        return ParsedChat(wire, *pictures)
+        pictures, urls = read_pictures(wire, model=self.engine.model, settings=self.settings, files=self._files)
+        toolbox = toolbox_of(wire)
+        if toolbox is None:
+            return ParsedChat(wire, pictures, urls, constraint_of(wire, self.settings), None)
+        constraint = constraint_with_tools(wire, toolbox, self.settings)
+        return ParsedChat(wire, pictures, urls, constraint, toolbox.instructions())
 
     async def chat_request(self, chat: ParsedChat, *, request_id: str) -> GenerationRequest:
         """The request in the engine's words, with all of its pictures.
@@ -123,7 +134,14 @@ class Intake:
         if chat.urls:
             # After all that costs nothing: whatever is wrong with the request itself is settled by now.
             pictures |= await self._remote_images.fetch(chat.urls)
-        return to_generation_request(chat.wire, pictures, request_id=request_id, model=self.engine.model)
+        return to_generation_request(
+            chat.wire,
+            pictures,
+            request_id=request_id,
+            model=self.engine.model,
+            constraint=chat.constraint,
+            instructions=chat.instructions,
+        )
 
     def observe(
         self,

@@ -13,28 +13,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     FailFast,
     Field,
     PlainValidator,
     Tag,
     ValidationInfo,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-# Types of our own errors, which `server.api.errors` passes on as the `code`. A context key `param` names the field
-# where the error's own location is the object around it.
-UNKNOWN_PARAMETER = "unknown_parameter"
-UNSUPPORTED_PARAMETER = "unsupported_parameter"
-UNSUPPORTED_VALUE = "unsupported_value"
-LIMIT_EXCEEDED = "limit_exceeded"
-INVALID_VALUE = "invalid_value"
-INVALID_TYPE = "invalid_type"
+from server.api.wire import INVALID_TYPE, INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_VALUE, NotSupported, WireModel
+from server.api.wire import by as _by
+from server.api.wire import length_limit as _length_limit
+from server.api.wire import only as _only
+from server.api.wire_structured import ResponseFormat, StructuredOutputs
+from server.api.wire_structured import moved_to as _moved_to
+from server.api.wire_tools import FunctionTool, ToolCall, ToolChoice
 
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 1024
@@ -43,66 +38,6 @@ MAX_BIAS = 100
 
 
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
-
-
-class WireModel(BaseModel):
-    """An object in a request: frozen, strict, without unknown fields."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_field(cls, data: Any) -> Any:
-        # `extra="forbid"` alone would collect an error for each of a million unknown keys.
-        if isinstance(data, dict):
-            for name in data:
-                if name not in cls.model_fields:
-                    raise PydanticCustomError(UNKNOWN_PARAMETER, "is not a known parameter", {"param": name})
-        return data
-
-
-def _refuse_unless_off(value: Any) -> None:
-    # null and empty collections ask for nothing; clients send them to be explicit.
-    if value is not None and value != [] and value != {}:
-        raise PydanticCustomError(UNSUPPORTED_PARAMETER, "is not supported by this server")
-
-
-NotSupported = Annotated[
-    None,
-    PlainValidator(_refuse_unless_off),
-    WithJsonSchema({"type": "null", "description": "Not supported: only null passes."}),
-]
-"""Asks for something this server does not do. null, an empty list and an empty object pass."""
-
-
-def _only(*accepted: Any) -> PlainValidator:
-    """Lets these values and null of an option pass whose other values are not supported."""
-
-    def check(value: Any) -> Any:
-        # By type too: 1 equals true in Python.
-        if value is None or any(type(value) is type(known) and value == known for known in accepted):
-            return value
-        raise PydanticCustomError(
-            UNSUPPORTED_PARAMETER,
-            "is supported by this server only as {accepted}",
-            {"accepted": " or ".join(repr(known) for known in accepted)},
-        )
-
-    return PlainValidator(check)
-
-
-def _length_limit(limit_or_setting: int | str) -> BeforeValidator:
-    """Refuses a list with more entries than the number or the setting says, before any entry is validated."""
-
-    def check(value: Any, info: ValidationInfo) -> Any:
-        limit: int = limit_or_setting if isinstance(limit_or_setting, int) else getattr(info.context, limit_or_setting)
-        if isinstance(value, list) and len(value) > limit:
-            raise PydanticCustomError(
-                LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": limit}
-            )
-        return value
-
-    return BeforeValidator(check)
 
 
 # Messages
@@ -164,23 +99,6 @@ class RefusalPart(WireModel):
     refusal: str
 
 
-def _by(field: str, choices: str) -> Discriminator:
-    """Chooses a member of a union by this field of the object.
-
-    Tags stand in angle brackets, so that the path of an error can leave them out.
-    """
-
-    def choose(value: Any) -> str | None:
-        kind = value.get(field) if isinstance(value, dict) else None
-        return f"<{kind}>" if isinstance(kind, str) else None
-
-    return Discriminator(
-        choose,
-        custom_error_type=UNSUPPORTED_VALUE,
-        custom_error_message=f"must be an object whose {field} is {choices}",
-    )
-
-
 def _as_list_of_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
@@ -240,21 +158,31 @@ class AssistantMessage(WireModel):
     name: Name = None
     refusal: str | None = None
     """The answer, where it is one that refuses."""
-    tool_calls: NotSupported = None
+    tool_calls: Annotated[list[ToolCall] | None, FailFast(), _length_limit("max_parts")] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.content is None and self.refusal is None:
+        if self.content is None and self.refusal is None and not self.tool_calls:
             raise PydanticCustomError("missing", "Field required", {"param": "content"})
         return self
+
+
+class ToolMessage(WireModel):
+    """What a call came to."""
+
+    content: Content
+    role: Literal["tool"]
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Name = None
 
 
 WireMessage = Annotated[
     Annotated[SystemMessage, Tag("<system>")]
     | Annotated[SystemMessage, Tag("<developer>")]
     | Annotated[UserMessage, Tag("<user>")]
-    | Annotated[AssistantMessage, Tag("<assistant>")],
-    _by("role", "'system', 'developer', 'user' or 'assistant'"),
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
+    _by("role", "'system', 'developer', 'user', 'assistant' or 'tool'"),
 ]
 
 
@@ -333,14 +261,14 @@ class ChatCompletionRequest(WireModel):
     moderation: NotSupported = None
     n: Annotated[int | None, Field(ge=1), AfterValidator(_choices_limit)] = None
     parallel_tool_calls: bool | None = None
-    """Without effect, as there are no tools."""
+    """False: one call in an answer at the most."""
     prediction: NotSupported = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     prompt_cache_key: str | None = None
     prompt_cache_options: NotSupported = None
     prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
     reasoning_effort: Annotated[str | None, _only("none")] = None
-    response_format: Annotated[dict[str, str] | None, _only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     service_tier: Annotated[str | None, _only("auto", "default")] = None
@@ -354,8 +282,12 @@ class ChatCompletionRequest(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    tool_choice: Annotated[str | None, _only("none")] = None
-    tools: NotSupported = None
+    tool_choice: ToolChoice | None = None
+    tools: Annotated[
+        list[Annotated[Annotated[FunctionTool, Tag("<function>")], _by("type", "'function'")]] | None,
+        FailFast(),
+        _length_limit("max_tools"),
+    ] = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     user: str | None = None
@@ -389,6 +321,9 @@ class ChatCompletionRequest(WireModel):
     repetition_penalty: Annotated[float | None, Field(gt=0, le=2)] = None
     repetition_detection: RepetitionDetection | None = None
     return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    score_choices: bool | None = None
+    """Instead of an answer, how likely each of structured_outputs.choice is."""
     skip_special_tokens: bool | None = None
     """Left out, the text has the names that the vendor's own code leaves in it."""
     stop_token_ids: Annotated[
@@ -397,6 +332,14 @@ class ChatCompletionRequest(WireModel):
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
     use_beam_search: bool | None = None
+
+    # Known from other servers, and not done here.
+    guided_choice: Annotated[None, _moved_to("structured_outputs.choice")] = None
+    guided_decoding_backend: Annotated[None, _moved_to("structured_outputs, which has one backend")] = None
+    guided_grammar: Annotated[None, _moved_to("structured_outputs.grammar")] = None
+    guided_json: Annotated[None, _moved_to("structured_outputs.json, or response_format")] = None
+    guided_regex: Annotated[None, _moved_to("structured_outputs.regex")] = None
+    guided_whitespace_pattern: Annotated[None, _moved_to("structured_outputs.whitespace_pattern")] = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.api.sse import DONE, frame
+from server.api.tool_parser import ToolParser
+from server.api.tool_render import finish_reason, tool_deltas, whole_message
 from server.request import FinishReason, TokenEvent, TokenLogprob, Usage
 
 _LOWEST_LOGPROB = -9999.0
@@ -29,6 +31,10 @@ class Reply:
     """The stream ends with a chunk of usage, and all others say `usage: null`."""
     has_logprobs: bool = False
     has_token_ids: bool = False
+    scored: tuple[str, ...] = ()
+    """Answers that are only scored, one for each choice."""
+    may_call: bool = False
+    """Answers may hold calls of functions, and are taken apart."""
     names_tier: bool = False
     """The request named a service tier; the answer says which it got."""
 
@@ -37,6 +43,7 @@ async def stream_frames(reply: Reply, events: AsyncGenerator[TokenEvent, None]) 
     """The events of the stream, framed, each choice's role first, `[DONE]` last. Closes `events`."""
     completion_tokens = [0] * reply.num_choices
     cached_tokens = [0] * reply.num_choices
+    parsers = [ToolParser() for _ in range(reply.num_choices)] if reply.may_call else None
     has_begun = False
     async with aclosing(events):
         async for event in events:
@@ -46,10 +53,12 @@ async def stream_frames(reply: Reply, events: AsyncGenerator[TokenEvent, None]) 
                     yield frame(_role_chunk(reply, choice))
             completion_tokens[event.choice] = event.num_tokens
             cached_tokens[event.choice] = event.cached_tokens
-            if event.text or event.logprobs or (reply.has_token_ids and event.token_ids):
-                yield frame(_chunk(reply, [_delta(reply, event)]))
+            parser = None if parsers is None else parsers[event.choice]
+            for part in _deltas(reply, event, parser):
+                yield frame(_chunk(reply, [part]))
             if event.finish_reason is not None:
-                yield frame(_chunk(reply, [_choice(event.choice, {}, finish_reason=event.finish_reason)]))
+                reason = finish_reason(event.finish_reason, parser)
+                yield frame(_chunk(reply, [_choice(event.choice, {}, reason=reason)]))
     if reply.include_usage:
         yield frame(_chunk(reply, []) | {"usage": usage_object(reply.usage, completion_tokens, cached_tokens)})
     yield DONE
@@ -150,11 +159,15 @@ def head(reply: Reply, kind: str) -> dict[str, Any]:
 
 
 def _whole_choice(reply: Reply, number: int, answer: Answer) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.texts), "refusal": None}
+    parser = ToolParser() if reply.may_call else None
+    if parser is not None:
+        message = whole_message("".join(answer.texts), parser)
     choice = {
         "index": number,
-        "message": {"role": "assistant", "content": "".join(answer.texts), "refusal": None},
+        "message": message,
         "logprobs": _logprobs(answer.logprobs) if reply.has_logprobs else None,
-        "finish_reason": answer.finish_reason,
+        "finish_reason": finish_reason(answer.finish_reason, parser),
     }
     if reply.has_token_ids:
         choice["token_ids"] = answer.token_ids
@@ -168,8 +181,8 @@ def _chunk(reply: Reply, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return chunk
 
 
-def _choice(index: int, delta: dict[str, Any], *, finish_reason: FinishReason | None = None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+def _choice(index: int, delta: dict[str, Any], *, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
 def _role_chunk(reply: Reply, choice: int) -> dict[str, Any]:
@@ -179,13 +192,26 @@ def _role_chunk(reply: Reply, choice: int) -> dict[str, Any]:
     return chunk
 
 
-def _delta(reply: Reply, event: TokenEvent) -> dict[str, Any]:
-    choice = _choice(event.choice, {"content": event.text})
-    if reply.has_logprobs:
-        choice["logprobs"] = _logprobs(event.logprobs)
-    if reply.has_token_ids:
-        choice["token_ids"] = event.token_ids
-    return choice
+def _deltas(reply: Reply, event: TokenEvent, parser: ToolParser | None) -> list[dict[str, Any]]:
+    """The choices of the chunks that say what is new; the first has the log-probabilities and ids of all of them."""
+    if not (event.text or event.logprobs or (reply.has_token_ids and event.token_ids)):
+        news: list[dict[str, Any]] = []
+    elif parser is None:
+        news = [{"content": event.text}]
+    else:
+        news = tool_deltas(parser.feed(event.text))
+        if not news and (event.logprobs or reply.has_token_ids):
+            news = [{}]  # what the text is for is not certain yet
+    first = len(news)
+    if parser is not None and event.finish_reason is not None:
+        news += tool_deltas(parser.finish())
+    choices = [_choice(event.choice, delta) for delta in news]
+    for choice in choices[: min(first, 1)]:
+        if reply.has_logprobs:
+            choice["logprobs"] = _logprobs(event.logprobs)
+        if reply.has_token_ids:
+            choice["token_ids"] = event.token_ids
+    return choices
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, FailFast, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.protocol import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_PARAMETER, NotSupported, WireModel
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_PARAMETER, NotSupported, WireModel
 
 OF_CHAT_ALONE = frozenset(
     {

@@ -10,8 +10,8 @@ from server.api.convert import check_model
 from server.api.errors import json_response
 from server.api.field_names import named_as
 from server.api.intake import Intake
-from server.api.protocol import INVALID_VALUE, LIMIT_EXCEEDED, NotSupported, WireModel
 from server.api.render import usage_object
+from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, NotSupported, WireModel
 from server.engine.client import Engine
 from server.engine.prepare import PromptPlan
 from server.errors import InvalidRequest

@@ -12,7 +12,7 @@ from model.tokenizer import Tokenizer
 from server.engine.channel import SampledToken, Stamps, Tokens
 from server.engine.detokenizer import Detokenizer
 from server.engine.repetition import LoopWatch
-from server.errors import ApiError, InternalError
+from server.errors import ApiError, InternalError, InvalidRequest
 from server.request import FinishReason, GenerationRequest, Timings, TokenEvent, TokenLogprob
 
 
@@ -35,6 +35,11 @@ class Answer:
     def put(self, tokens: Tokens) -> None:
         if tokens.finish_reason == "failed":
             self.fail(InternalError("the engine could not finish this request"))
+            return
+        if tokens.finish_reason == "off_grammar":
+            self.fail(
+                InvalidRequest("the grammar of this request is too complex to follow", code="grammar_too_complex")
+            )
             return
         self._choices[tokens.choice].put(tokens)
         self._news.set()
@@ -86,7 +91,7 @@ class Choice:
             include_stop=request.include_stop,
             min_tokens=request.sampling.min_tokens,
             skip_special_tokens=request.skip_special_tokens,
-            strips=request.raw_prompt is None and request.opens_answer,
+            strips=request.constraint is None and request.raw_prompt is None and request.opens_answer,
         )
         self._updates: list[Tokens] = []
         """Not yet looked at."""
@@ -186,6 +191,7 @@ def _finish_reason(last: Tokens, *, stopped: bool, looped: bool) -> FinishReason
     if looped:
         return "repetition"
     assert last.finish_reason != "failed"
+    assert last.finish_reason != "off_grammar"
     return last.finish_reason
 
 

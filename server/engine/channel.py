@@ -96,6 +96,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """None ignores the end id."""
     cache_salt: bytes = b""
     """Only requests with the same salt share KV blocks."""
+    grammar: str | None = None
+    """What every choice has to match, as `server.engine.grammar` compiles it."""
+    forced_ids: list[list[int]] = []
+    """What each choice says, where that is given and only to be scored."""
     beams: Beams | None = None
     stop_token_ids: list[int] = []
     """Ids that end the answer like the end id."""
@@ -175,8 +179,9 @@ class Tokens(msgspec.Struct, frozen=True):
     request_id: int
     choice: int
     tokens: list[SampledToken]
-    finish_reason: Literal["stop", "length", "failed"] | None
-    """"failed": an error that concerns this request alone; the cause is in the engine's log."""
+    finish_reason: Literal["stop", "length", "failed", "off_grammar"] | None
+    """"failed": an error that concerns this request alone; the cause is in the engine's log. "off_grammar": what its
+    grammar lets follow could not be told within the limits of a step."""
     stamps: Stamps | None
     """None when the request failed. With every id, since a stop string may end the answer after any."""
     cached_tokens: int = 0

@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.step import SamplingParams
 from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
+from server.engine.grammar_check import GrammarChecker
 from server.engine.picture_workers import Pixels, WorkerLimits
 from server.engine.prepare import EngineLimits, Picture, PreparedRequest, Preparer, PromptPlan
 from server.engine.process import WORKER_MODULE, EngineProcess
@@ -115,6 +116,7 @@ class EngineClient:
         num_image_workers: int,
         image_limits: WorkerLimits,
         specials_in_text: bool,
+        grammar_timeout_s: float,
         waiting_line: WaitingLine | None = None,
         worker_module: str = WORKER_MODULE,
     ) -> None:
@@ -122,6 +124,7 @@ class EngineClient:
         Args:
             config: what the engine process loads. `model_path` must be absolute: it runs in another folder.
             model: with the context by model and setting alone; what the KV cache can hold is known after the start.
+            grammar_timeout_s: for compiling the constraint of a request.
             waiting_line: bounds what waits for its first token; default: no bound.
             worker_module: what is run with `python -m` as the engine process.
         """
@@ -138,6 +141,7 @@ class EngineClient:
             image_limits=image_limits,
             specials_in_text=specials_in_text,
         )
+        self._grammars = GrammarChecker(timeout_s=grammar_timeout_s)
         self._supervisor = Supervisor(
             spawn=self._spawn,
             warm_up=self._warm_up,
@@ -191,13 +195,16 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine process, and with EngineUnavailable what still runs. After `start` has returned or raised."""
         await self._supervisor.stop()
+        await self._grammars.close()
         self._preparer.close()
 
     async def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """See `Engine.prepare`."""
         session = self._ready_session()
         self._line.check()
-        prepared = await self._preparer.prepare(request, self._limits(session), session.pictures)
+        # Before the pictures: a grammar that cannot be followed costs no pixel.
+        grammar = None if request.constraint is None else await self._grammars.check(request.constraint)
+        prepared = await self._preparer.prepare(request, self._limits(session), session.pictures, grammar)
         for work in prepared.image_work:
             self._observer.on_image(num_crops=work.num_crops, decode_s=work.decode_s, slice_s=work.slice_s)
         return prepared

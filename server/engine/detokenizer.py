@@ -71,8 +71,9 @@ class Detokenizer:
             min_tokens: ids whose text no stop string ends.
             skip_special_tokens: as in `Tokenizer.decode`.
             strips: drop white space at both ends, as the reference does with an answer. What goes on with a text keeps
-                it.
+                it, and so does what matches a grammar.
         """
+        self._strips = strips
         self._tokenizer = tokenizer
         self._include_stop = include_stop
         self._min_tokens = min_tokens

@@ -80,10 +80,15 @@ class Drafter:
         self._past = PastAnswers(crop_queries) if keeps_answers and max_tokens else None
 
     def propose(self, sequence: Sequence, max_tokens: int) -> tuple[int, ...]:
-        """Ids that may come next in a sequence that decodes, at most `max_tokens`; often none."""
+        """Ids that may come next in a sequence that decodes, at most `max_tokens`; often none.
+
+        What a grammar forces comes before all guesses.
+        """
         limit = min(max_tokens, self._max_tokens)
         if limit < 1:
             return ()
+        if sequence.matcher is not None and (forced := sequence.matcher.forced(limit)):
+            return forced
         memory = self._memories.get(sequence) or self._remember(sequence)
         limit = min(limit, memory.pace.allowed(len(sequence.generated_ids)))
         if limit < 1:
@@ -97,7 +102,9 @@ class Drafter:
         num_drafted = len(sequence.draft)
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
-        self._memories[sequence].pace.record(num_drafted, num_accepted, len(sequence.generated_ids))
+        memory = self._memories.get(sequence)
+        if memory is not None:  # there is none as long as all drafts were what a grammar forces
+            memory.pace.record(num_drafted, num_accepted, len(sequence.generated_ids))
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended, wherever in its answer."""

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import msgspec
@@ -9,9 +11,11 @@ import msgspec
 from model.step import Runner, SamplingParams, StepBatch
 from server.engine.beam_search import BeamParams
 from server.engine.blocks import BlockPool
-from server.engine.channel import Pixels, SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
+from server.engine.channel import Abort, Pixels, SampledToken, Shutdown, Stamps, Submit, ToEngine, Tokens, Update
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner, PixelReader
+from server.engine.forced import ForcedIds
+from server.engine.grammar import Grammar, GrammarError, Matcher
 from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
@@ -24,10 +28,22 @@ HEARTBEAT_S = 1.0
 """An idle engine reports this often, so that silence means trouble."""
 STATS_INTERVAL_S = 0.05
 """A busy engine reports its state at most this often: as often as routers poll metrics."""
+COMPILE_POLL_S = 0.002
+"""An engine that only waits for a grammar to be compiled looks this often."""
 MAX_FAILED_STEPS = 3
 """Steps that fail one after the other before the process gives up, to be started afresh."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Compiling:
+    """A request whose grammar is being compiled: nobody but the loop knows of it yet."""
+
+    request: Submit
+    arrived: float
+    grammar: Future[Grammar]
+    is_aborted: bool = False
 
 
 class EngineLoop:
@@ -44,6 +60,7 @@ class EngineLoop:
         prefix_cache: bool,
         clock: Callable[[], float],
         read_memory: MemoryReader,
+        compile_grammar: Callable[[str], Future[Grammar]],
     ) -> None:
         """
         Args:
@@ -56,6 +73,7 @@ class EngineLoop:
                 answers for drafts.
             clock: monotonic seconds.
             read_memory: bytes in use now and at the peak.
+            compile_grammar: begins to compile in another thread; the future may fail with GrammarError.
         """
         blocks = BlockPool(runner.info.num_kv_blocks, runner.info.kv_block_tokens)
         host = HostTier(runner.info.num_host_slots)
@@ -64,6 +82,9 @@ class EngineLoop:
         self._inbox = inbox
         self._publish = publish
         self._clock = clock
+        self._compile_grammar = compile_grammar
+        self._compiling: list[_Compiling] = []
+        """In order of arrival."""
         self._encoder = EncodePlanner(limits, vision, read_pixels)
         prefixes = PrefixCache(blocks, crop_queries=limits.crop_queries, is_enabled=prefix_cache)
         drafter = Drafter(
@@ -91,7 +112,8 @@ class EngineLoop:
 
     def _take_commands(self) -> bool:
         """False after a Shutdown. With nothing else to do, waits for a command, at most until the next heartbeat."""
-        command = self._next_command(HEARTBEAT_S if self._scheduler.is_idle else 0.0)
+        pause_s = COMPILE_POLL_S if self._compiling else HEARTBEAT_S
+        command = self._next_command(pause_s if self._scheduler.is_idle else 0.0)
         while command is not None:
             if isinstance(command, Shutdown):
                 return False
@@ -100,8 +122,9 @@ class EngineLoop:
             elif isinstance(command, Pixels):
                 self._scheduler.supply(command.request_id, command.offsets)
             else:
-                self._scheduler.abort(command.request_id, command.choice)
+                self._abort(command)
             command = self._next_command(0.0)
+        self._take_compiled()
         return True
 
     def _next_command(self, timeout_s: float) -> ToEngine | None:
@@ -111,13 +134,45 @@ class EngineLoop:
             return None
 
     def _submit(self, request: Submit) -> None:
+        arrived = self._clock()
+        if request.grammar is None:
+            self._add(request, arrived, None)
+        else:
+            self._compiling.append(_Compiling(request, arrived, self._compile_grammar(request.grammar)))
+
+    def _abort(self, abort: Abort) -> None:
+        for waiting in self._compiling:
+            waiting.is_aborted |= waiting.request.request_id == abort.request_id
+        self._scheduler.abort(abort.request_id, abort.choice)
+
+    def _take_compiled(self) -> None:
+        """Lets those into the scheduler whose grammars are ready."""
+        ready = [waiting for waiting in self._compiling if waiting.grammar.done()]
+        self._compiling = [waiting for waiting in self._compiling if waiting not in ready]
+        for waiting in ready:
+            request = waiting.request
+            error = waiting.grammar.exception()
+            self._add(request, waiting.arrived, None if error else waiting.grammar.result())
+            if error is not None:
+                # It passed a check before it came here, so this is rare: limits that the vocabulary makes tighter.
+                logger.warning("a grammar could not be compiled: %s", type(error).__name__, exc_info=_unexpected(error))
+            if error is not None or waiting.is_aborted:
+                self._scheduler.abort(request.request_id, None)  # gives back its pixels, too
+            if error is not None:
+                choices = range(len(request.seeds))
+                ends = [Tokens(request.request_id, choice, [], "off_grammar", None) for choice in choices]
+                self._publish(Update(ends, [], None))
+
+    def _add(self, request: Submit, arrived: float, grammar: Grammar | None) -> None:
         sampling = SamplingParams(**msgspec.structs.asdict(request.sampling), end_ids=_end_ids(request))
         stop_token_ids = frozenset(request.stop_token_ids)
-        arrived = self._clock()
         beams = None
         if request.beams is not None:
             beams = BeamParams(num_results=len(request.seeds), **msgspec.structs.asdict(request.beams))
         for choice, seed in enumerate(request.seeds if beams is None else request.seeds[:1]):
+            matcher: Matcher | None = None if grammar is None else grammar.matcher()
+            if request.forced_ids:
+                matcher = ForcedIds(request.forced_ids[choice], self._runner.info.vocab_size)
             self._scheduler.add(
                 Sequence(
                     request_id=request.request_id,
@@ -130,6 +185,7 @@ class EngineLoop:
                     eos_id=request.eos_id,
                     arrived=arrived,
                     cache_salt=request.cache_salt,
+                    matcher=matcher,
                     beams=beams,
                     stop_token_ids=stop_token_ids,
                 )
@@ -163,6 +219,10 @@ class EngineLoop:
             self._stats_due = now + STATS_INTERVAL_S
         if tokens or released or stats is not None:
             self._publish(Update(tokens, released, stats))
+
+
+def _unexpected(error: BaseException) -> BaseException | None:
+    return None if isinstance(error, GrammarError) else error
 
 
 def _end_ids(request: Submit) -> tuple[int, ...]:

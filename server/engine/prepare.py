@@ -80,6 +80,10 @@ class PreparedRequest:
     """One for each picture."""
     pictures: tuple[Picture, ...]
     """All of them, if any was not decoded: the engine may ask for the pixels. Else none: the files can be let go."""
+    grammar: str | None = None
+    """The request's constraint, checked, as the engine takes it."""
+    forced_ids: tuple[tuple[int, ...], ...] = ()
+    """Of the answers that are to be scored, the end id included, one for each choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class _Plan:
     prompt: Prompt
     usage: Usage
     max_tokens: int
+    forced_ids: tuple[tuple[int, ...], ...]
 
 
 class Preparer:
@@ -142,12 +147,15 @@ class Preparer:
         self._image_threads = ThreadPoolExecutor(num_image_workers, thread_name_prefix="image")
         self._longest_token_bytes = max(len(tokenizer.id_to_bytes(i)) for i in range(tokenizer.vocab_size))
 
-    async def prepare(self, request: GenerationRequest, limits: EngineLimits, index: PictureIndex) -> PreparedRequest:
+    async def prepare(
+        self, request: GenerationRequest, limits: EngineLimits, index: PictureIndex, grammar: str | None = None
+    ) -> PreparedRequest:
         """Everything the engine needs of the request.
 
         Args:
             limits: of the engine.
             index: the pictures that the engine has seen; new ones are added.
+            grammar: of the request's constraint.
 
         Raises:
             ContextOverflow: prompt and answer do not fit.
@@ -166,6 +174,8 @@ class Preparer:
             max_tokens=plan.max_tokens,
             image_work=work,
             pictures=plan.pictures if any(crop.pixels is None for crop in crops) else (),
+            grammar=grammar,
+            forced_ids=plan.forced_ids,
         )
 
     async def plan_prompt(self, request: GenerationRequest, limits: EngineLimits) -> PromptPlan:
@@ -193,11 +203,14 @@ class Preparer:
     def _plan(self, request: GenerationRequest, limits: EngineLimits) -> _Plan:
         plan = self._plan_prompt(request, limits)
         num_beams = 1 if request.beams is None else request.beams.num_beams
-        max_tokens = _max_tokens(request.max_tokens, plan.usage, limits, num_beams)
+        forced_ids = tuple(self._answer_ids(answer) for answer in request.answers)
+        asked = max(map(len, forced_ids)) if forced_ids else request.max_tokens
+        param = "structured_outputs.choice" if forced_ids else "max_tokens"
+        max_tokens = _max_tokens(asked, plan.usage, limits, num_beams, param)
         _check_min_tokens(request.sampling.min_tokens, max_tokens)
         _check_crops([picture.slices for picture in plan.pictures], limits)
         names = tuple(file_hash(picture.image.data, request.cache_salt) for picture in plan.pictures)
-        return _Plan(plan.pictures, names, plan.prompt, plan.usage, max_tokens)
+        return _Plan(plan.pictures, names, plan.prompt, plan.usage, max_tokens, forced_ids)
 
     def _plan_prompt(self, request: GenerationRequest, limits: EngineLimits, num_contexts: int = 1) -> PromptPlan:
         if request.raw_prompt is not None:
@@ -240,6 +253,12 @@ class Preparer:
             )
         except TextError as err:
             raise InvalidRequest(str(err), param="messages") from err
+
+    def _answer_ids(self, answer: str) -> tuple[int, ...]:
+        try:
+            return (*self._tokenizer.encode_continuation(answer), self._tokenizer.eos_id)
+        except TextError as err:
+            raise InvalidRequest(str(err), param="structured_outputs.choice") from err
 
     def _plan_slices(self, image: ImageInput) -> SlicePlan:
         return plan_slices(image.width, image.height, self._config.slicing, image.max_slices)
@@ -324,12 +343,12 @@ def _usage(images: Sequence[ImageInput], plans: Sequence[SlicePlan], num_prompt_
     )
 
 
-def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits, num_beams: int) -> int:
+def _max_tokens(asked: int | None, usage: Usage, limits: EngineLimits, num_beams: int, param: str) -> int:
     """Ids to generate: what was asked for, or the default cut to what there is room for. Raises ContextOverflow."""
     if num_beams == 1:
-        return _max_tokens_of_one(asked, usage, limits)
+        return _max_tokens_of_one(asked, usage, limits, param)
     room = _room_of_beams(num_beams, usage.prompt_tokens, limits)
-    max_tokens = _max_tokens_of_one(asked, usage, limits)
+    max_tokens = _max_tokens_of_one(asked, usage, limits, param)
     if asked is None:
         max_tokens = min(max_tokens, max(room, 1))
     if max_tokens > room:
@@ -352,7 +371,7 @@ def _room_of_beams(num_beams: int, num_prompt: int, limits: EngineLimits) -> int
     return (num_shared + num_own) * limits.kv_block_tokens - num_prompt + 1
 
 
-def _max_tokens_of_one(asked: int | None, usage: Usage, limits: EngineLimits) -> int:
+def _max_tokens_of_one(asked: int | None, usage: Usage, limits: EngineLimits, param: str) -> int:
     """By the context alone."""
     left = limits.max_context_tokens - usage.prompt_tokens
     max_tokens = min(limits.default_max_tokens, max(left, 1)) if asked is None else asked
@@ -360,7 +379,7 @@ def _max_tokens_of_one(asked: int | None, usage: Usage, limits: EngineLimits) ->
         raise ContextOverflow(
             f"the prompt has {usage.prompt_tokens} tokens, of which {usage.image_tokens} for images, and "
             f"{max_tokens} more are asked for; the context of the model is {limits.max_context_tokens} tokens",
-            param="messages" if asked is None or left < 1 else "max_tokens",
+            param="messages" if asked is None or left < 1 else param,
         )
     return max_tokens
 

@@ -323,7 +323,8 @@ class Scheduler:
             num_known = sequence.num_known
             num_places = (len(sequence.block_table) + self._blocks.num_free) * self._blocks.block_tokens
             most = min(room, sequence.max_computed - num_known, num_places - num_known)
-            sequence.draft = self._drafter.propose(sequence, most)
+            draft = self._drafter.propose(sequence, most)
+            sequence.draft = draft if sequence.matcher is None else sequence.matcher.follow(draft)
             room -= len(sequence.draft)
             num_missing = self._blocks.blocks_for(num_known + len(sequence.draft)) - len(sequence.block_table)
             sequence.block_table += self._blocks.allocate(num_missing)
@@ -381,7 +382,8 @@ class Scheduler:
         """The points for the next id and for one after each drafted one, each by its index in the answer."""
         first = len(sequence.generated_ids)
         points = tuple(uniform(sequence.seed, first + place) for place in range(1 + len(sequence.draft)))
-        return Draw(points, self._beams.num_best(sequence))
+        masks = () if sequence.matcher is None else sequence.matcher.masks
+        return Draw(points, self._beams.num_best(sequence), masks)
 
 
 def _append(sequence: Sequence, sampled: tuple[Sampled, ...], now: float) -> NewTokens:

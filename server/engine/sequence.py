@@ -7,8 +7,9 @@ from typing import Literal
 from model.step import SamplingParams
 from server.engine.beam_search import BeamParams
 from server.engine.channel import Crop
+from server.engine.grammar import Matcher
 
-FinishReason = Literal["stop", "length", "failed"]
+FinishReason = Literal["stop", "length", "failed", "off_grammar"]
 
 _UINT64 = 2**64 - 1
 
@@ -47,6 +48,8 @@ class Sequence:
     """Seconds of the engine's clock, like the two stamps below."""
     cache_salt: bytes = b""
     """Only sequences with the same salt share KV blocks."""
+    matcher: Matcher | None = None
+    """What may be said next, by a grammar; None: anything. Advances with each generated id."""
     beams: BeamParams | None = None
     """Of a sequence that searches instead of drawing, and of its beams (server.engine.beam_planner)."""
     stop_token_ids: frozenset[int] = frozenset()
@@ -136,6 +139,12 @@ class Sequence:
             self.first_token = now
         if token_id == self.eos_id or token_id in self.stop_token_ids:
             return "stop"
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
+            if self.matcher.is_complete:
+                return "stop"  # only the end could follow: a step less
+            if self.matcher.has_failed:
+                return "off_grammar"
         return "length" if len(self.generated_ids) == self.max_tokens else None
 
     def leave(self, status: Status) -> None:

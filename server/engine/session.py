@@ -143,6 +143,8 @@ class EngineSession:
             max_tokens=prepared.max_tokens,
             eos_id=None if request.ignore_eos else self._tokenizer.eos_id,
             cache_salt=request.cache_salt,
+            grammar=prepared.grammar,
+            forced_ids=[list(ids) for ids in prepared.forced_ids],
             beams=None if request.beams is None else Beams(**dataclasses.asdict(request.beams)),
             stop_token_ids=list(request.stop_token_ids),
         )

@@ -14,8 +14,11 @@ from typing import Literal
 
 from model.config import ConfigError, load_config
 from model.step import RunnerInfo
+from model.tokenizer import Tokenizer
 from server.engine.arena import ArenaView
 from server.engine.channel import EngineConfig, Ready, StartFailed
+from server.engine.grammar import Vocabulary
+from server.engine.grammar_compiler import GrammarCompiler
 from server.engine.limits import StepLimits
 from server.engine.loop import EngineLoop
 from server.engine.stats import MemoryReader
@@ -84,6 +87,7 @@ def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple
 
     folder = Path(config.model_path)
     num_queries = load_config(folder).resampler.num_queries
+    grammars = GrammarCompiler(lambda: Vocabulary(Tokenizer.from_folder(folder, load_config(folder).release)))
     device = choose_device(config.device)
     kind: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
     max_step_tokens = config.max_step_tokens or default_step_tokens(kind, config.max_num_sequences)
@@ -117,6 +121,7 @@ def _build(config: EngineConfig, end: EngineEnd, arena_descriptor: int) -> tuple
         prefix_cache=config.prefix_cache,
         clock=time.monotonic,
         read_memory=_memory_reader(runner.info.device),
+        compile_grammar=grammars.compile,
     )
     return loop, _ready(runner.info, kernels_line(device))
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from model.runtime.sampler import Sampler, distribution
-from model.step import SamplingParams, StateStart
+from model.step import SamplingParams, StateStart, mask_bytes
 
 CPU = torch.device("cpu")
 START_ID = 1
@@ -288,3 +288,51 @@ def test_scores_that_are_not_numbers_do_not_stop_the_others():
             assert all(0 <= one.token_id < 500 for one in sampled)
         [alone] = sampler.draw(scores[1:], [1], [0.5])
         assert sampled[1] == alone
+
+
+def mask_of(ids, vocab_size=500):
+    bits = [0] * mask_bytes(vocab_size)
+    for token_id in ids:
+        bits[token_id // 8] |= 1 << token_id % 8
+    return bytes(bits)
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 3, 50])
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_a_mask_is_a_vocabulary_of_the_ids_in_it(top_k, top_p):
+    params = SamplingParams(
+        temperature=0.9, top_k=top_k, top_p=top_p, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2
+    )
+    ids, scores, generated = [0, 7, 8, 31, 200, 499], random_scores(), (7, 200, 200, 3)
+    places = [ids.index(token_id) for token_id in generated if token_id in ids]
+    # The same scores in a vocabulary that has nothing else; START_ID is not among these.
+    small = Sampler(num_slots=1, vocab_size=len(ids) + 1, start_id=len(ids), device=CPU)
+    small.start(StateStart(0, params, tuple(places)))
+    small_scores = torch.cat([scores[:, ids], torch.tensor([[-torch.inf]])], dim=1)
+    for point in torch.linspace(0, 0.999, 40).tolist():
+        [drawn] = make_sampler(params, generated_ids=generated).draw(scores, [0], [point], None, [mask_of(ids)])
+        [wanted] = small.draw(small_scores, [0], [point])
+        assert drawn.token_id == ids[wanted.token_id]
+        small.start(StateStart(0, params, tuple(places)))
+
+
+def test_greedy_takes_the_best_of_the_mask_and_others_are_left_alone():
+    scores = random_scores(rows=3)
+    sampler = make_sampler(*[SamplingParams(num_logprobs=1)] * 3)
+    first, masked, last = sampler.draw(scores, [0, 1, 2], [0.0] * 3, None, [None, mask_of([3, 4]), None])
+    assert (first.token_id, last.token_id) == (int(scores[0].argmax()), int(scores[2].argmax()))
+    assert masked.token_id == max((3, 4), key=lambda token_id: float(scores[1, token_id]))
+    # Log-probabilities are those of the raw scores: how likely the model found what it had to say.
+    assert masked.logprob == pytest.approx(float(scores[1].log_softmax(-1)[masked.token_id]), abs=1e-5)
+    assert masked.top[0][0] == int(scores[1].argmax())
+
+
+def test_each_draw_of_a_draft_has_its_own_mask():
+    scores = random_scores(rows=3)
+    sampler = make_sampler(SamplingParams())
+    masks = [mask_of([9]), mask_of([10]), mask_of([11, 12])]
+    drawn = sampler.draw(scores, [0, 0, 0], [0.0] * 3, [None, 9, 10], masks)
+    assert [one.token_id for one in drawn[:2]] == [9, 10]
+    assert drawn[2].token_id in (11, 12)
+    drawn = sampler.draw(scores, [0, 0, 0], [0.0] * 3, [None, 9, 8], masks)
+    assert [one and one.token_id for one in drawn] == [9, 10, None]

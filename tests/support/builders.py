@@ -10,6 +10,7 @@ from server.engine.blocks import BlockPool
 from server.engine.channel import Crop
 from server.engine.drafter import Drafter
 from server.engine.encoding import EncodePlanner
+from server.engine.grammar import Matcher
 from server.engine.host_tier import HostTier
 from server.engine.limits import StepLimits
 from server.engine.prefix_cache import PrefixCache
@@ -83,6 +84,7 @@ def make_sequence(
     eos_id: int | None = None,
     arrived: float = 0.0,
     cache_salt: bytes = b"",
+    matcher: Matcher | None = None,
     beams: BeamParams | None = None,
     stop_token_ids: Ordered[int] = (),
 ) -> Sequence:
@@ -98,6 +100,7 @@ def make_sequence(
         eos_id=eos_id,
         arrived=arrived,
         cache_salt=cache_salt,
+        matcher=matcher,
         beams=beams,
         stop_token_ids=frozenset(stop_token_ids),
     )

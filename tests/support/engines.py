@@ -122,6 +122,7 @@ def make_client(recorder: Recorder, **changes: Any) -> EngineClient:
         num_image_workers=1,
         image_limits=IMAGE_LIMITS,
         specials_in_text=False,
+        grammar_timeout_s=TIMEOUT_S,
         worker_module=FAKE_WORKER,
     )
 

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from model.step import EncodeWork, RunnerInfo, Sampled, SamplingParams, SequenceRow, StepBatch, StepOutput
+from server.engine.grammar import Matcher
 from server.engine.sequence import uniform
 from tests.support.beams import plain_beam_search
 
@@ -31,6 +32,7 @@ def make_info(
     num_state_slots: int = 4,
     max_step_draws: int = 64,
     num_vision_blocks: int = 4,
+    vocab_size: int = 23,
 ) -> RunnerInfo:
     return RunnerInfo(
         num_kv_blocks=num_kv_blocks,
@@ -41,6 +43,7 @@ def make_info(
         num_state_slots=num_state_slots,
         max_step_draws=max_step_draws,
         num_vision_blocks=num_vision_blocks,
+        vocab_size=vocab_size,
         device="fake",
         dtype="fp32",
         weights="fp32",
@@ -121,8 +124,9 @@ class FakeRunner:
             return tuple(Sampled(token_id, score, ()) for token_id, score in ranked[: row.draw.num_best])
         draft = row.token_ids[len(row.token_ids) - row.draw.num_drafted :]
         drawn: list[Sampled] = []
-        for count, point in enumerate(row.draw.uniforms):
-            drawn.append(choose(cells[: num_known + count], generated, sampling, point, self._vocab_size))
+        masks = row.draw.masks or (None,) * len(row.draw.uniforms)
+        for count, (point, mask) in enumerate(zip(row.draw.uniforms, masks, strict=True)):
+            drawn.append(choose(cells[: num_known + count], generated, sampling, point, self._vocab_size, mask))
             generated.append(drawn[-1].token_id)
             if [one.token_id for one in drawn] != list(draft[: count + 1]):
                 break
@@ -146,11 +150,21 @@ def crop_input(pixels: bytes, query: int) -> bytes:
 
 
 def choose(
-    cells: Iterable[bytes], generated: list[int], sampling: SamplingParams, point: float, vocab_size: int
+    cells: Iterable[bytes],
+    generated: list[int],
+    sampling: SamplingParams,
+    point: float,
+    vocab_size: int,
+    mask: bytes | None = None,
 ) -> Sampled:
-    """The next id, from what the cache holds, what the sampling state has seen, and the draw."""
+    """The next id, from what the cache holds, what the sampling state has seen, and the draw.
+
+    Where the mask does not have that id, it is the next one that the mask has.
+    """
     seen = f"{generated} {sampling} {point if sampling.temperature > 0 else None}"
     token_id = int.from_bytes(blake2b(b"".join([*cells, seen.encode()]), digest_size=8).digest()) % vocab_size
+    while mask is not None and not mask[token_id // 8] >> token_id % 8 & 1:
+        token_id = (token_id + 1) % vocab_size
     while token_id in sampling.end_ids and len(generated) < sampling.min_tokens:
         token_id = (token_id + 1) % vocab_size
     if sampling.num_logprobs is None:
@@ -199,6 +213,7 @@ def expected_ids(
     eos_id: int | None,
     stop_token_ids: Iterable[int] = (),
     vocab_size: int = 23,
+    matcher: Matcher | None = None,
 ) -> list[int]:
     """What a FakeRunner's sequence generates when nothing goes wrong: all at once, alone, without any cache.
 
@@ -208,13 +223,19 @@ def expected_ids(
         crop_queries: positions that a crop takes.
         sampling, seed, max_tokens, eos_id, stop_token_ids: as in the request.
         vocab_size: the runner's.
+        matcher: of its grammar, at the beginning.
     """
     inputs = _inputs(prompt_ids, crops, crop_queries)
     generated: list[int] = []
     ends = {eos_id, *stop_token_ids}
     while len(generated) < max_tokens and (not generated or generated[-1] not in ends):
+        if matcher is not None and matcher.is_complete:
+            break
         cells = _cells(inputs, generated)
-        generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size).token_id)
+        mask = None if matcher is None else matcher.masks[0]
+        generated.append(choose(cells, generated, sampling, uniform(seed, len(generated)), vocab_size, mask).token_id)
+        if matcher is not None and generated[-1] != eos_id:
+            matcher.advance(generated[-1])
     return generated
 
 

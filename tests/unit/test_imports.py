@@ -70,6 +70,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # The way to other hosts: nothing else here opens a connection to one.
     "fetch": (("server.fetch",), ("words",)),
     "messages": (("server.engine.channel", "server.engine.transport", "server.engine.arena"), ("model",)),
+    # What a grammar lets follow: masks over the vocabulary.
+    "grammar": (("server.engine.forced", "server.engine.grammar", "server.engine.grammar_limits"), ("model",)),
+    # Compiling one: in a thread of the engine, and before that in a process that can be killed.
+    "compile": (("server.engine.grammar_child", "server.engine.grammar_compiler"), ("grammar",)),
     # The engine's own logic: integers only, no clock, no I/O.
     "schedule": (
         (
@@ -89,10 +93,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "server.engine.stats",
             "server.engine.vision_cache",
         ),
-        ("messages", "model"),
+        ("grammar", "messages", "model"),
     ),
     # The one door to torch.
-    "worker": (("server.engine.worker",), ("schedule", "runtime", "messages", "words", "model")),
+    "worker": (("server.engine.worker",), ("compile", "grammar", "schedule", "runtime", "messages", "words", "model")),
     # The API process's half of the engine, and its front.
     "prepare": (
         ("server.engine.picture_workers", "server.engine.pictures", "server.engine.prepare"),
@@ -102,6 +106,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "server.engine.answer",
             "server.engine.detokenizer",
+            "server.engine.grammar_check",
             "server.engine.process",
             "server.engine.repetition",
             "server.engine.session",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import TextError, Tokenizer, TokenizerError
+from model.tokenizer import ASSISTANT_MARKER, TextError, Tokenizer, TokenizerError
 from tests.support.golden import OFFICIAL_TOKENIZER, TINY_V1, TINY_V2, encode_pieces, tokenizer_table
 
 OFFICIAL = Tokenizer.from_folder(OFFICIAL_TOKENIZER, "2.0")
@@ -194,6 +194,18 @@ def test_vocabulary_in_which_a_typed_turn_marker_would_be_a_real_one(folder):
     path.write_bytes(data.replace(field, b"\x0a\x02\x01\x02"))
     with pytest.raises(TokenizerError, match="no piece for the word in <AI>"):
         Tokenizer.from_folder(folder, "2.0")
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, OFFICIAL], ids=["tiny", "official"])
+@pytest.mark.parametrize(
+    "text", ["yes", " yes", "(a)", ">b", '{"a": [1, 2]}', "红色", "\n\nx", "é木🙂", "<image></s>", ""]
+)
+def test_a_continuation_has_the_bytes_of_the_text(tokenizer, text):
+    ids = tokenizer.encode_continuation(text)
+    assert b"".join(map(tokenizer.id_to_bytes, ids)).decode() == text
+    if text and text[0] not in "(>":
+        marker = tokenizer.encode(ASSISTANT_MARKER)
+        assert marker + ids == tokenizer.encode(ASSISTANT_MARKER + text)
 
 
 @given(typed_text)

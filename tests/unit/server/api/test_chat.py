@@ -272,7 +272,7 @@ def test_ids_of_answers_differ(server: ApiServer) -> None:
     ("options", "param", "code"),
     [
         ({"temperature": 3}, "temperature", "invalid_value"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"extra_body": {"functions": [{"name": "f"}]}}, "functions", "unsupported_parameter"),
         ({"extra_body": {"colour": 1}}, "colour", "unknown_parameter"),
     ],
 )
@@ -303,3 +303,40 @@ def test_a_guard_against_loops_reaches_the_engine_and_its_reason_the_client(serv
     assert server.engine.requests[0].repetition == RepetitionLimit(20, 1, 5)
     wrong = server.chat(repetition_detection=guard | {"min_pattern_size": 21}).json()["error"]
     assert wrong["param"] == "repetition_detection.min_pattern_size"
+
+
+WEATHER = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+SAID = ("Let me ", 'look.\n<tool_call>{"name": "look", "argu', 'ments": {"at": "s', 'ea"}}', "</tool_call>")
+
+
+def test_calls_whole_and_streamed(server: ApiServer) -> None:
+    server.engine.answer = script(*say(*SAID))
+    fields: dict[str, Any] = {"model": MODEL.model_id, "messages": HELLO, "tools": [WEATHER]}
+    [choice] = server.client().chat.completions.create(**fields).choices
+    [call] = choice.message.tool_calls
+    assert (choice.message.content, choice.finish_reason) == ("Let me look.", "tool_calls")
+    assert (call.function.name, call.function.arguments, call.type) == ("look", '{"at": "sea"}', "function")
+    chunks = [one.choices[0] for one in server.client().chat.completions.create(**fields, stream=True)]
+    assert "".join(one.delta.content or "" for one in chunks) == "Let me look."
+    deltas = [delta for one in chunks for delta in one.delta.tool_calls or []]
+    assert [(one.index, one.function.name, one.function.arguments) for one in deltas] == [
+        (0, "look", ""),
+        (0, None, '{"at": "s'),
+        (0, None, 'ea"}'),
+    ]
+    assert deltas[0].id.startswith("call_")
+    assert chunks[-1].finish_reason == "tool_calls"
+    # The engine was told of the function, and holds the answer to it.
+    request = server.engine.requests[0]
+    assert '"look"' in request.messages[0].text
+    assert request.constraint is not None
+    assert request.constraint.param == "tools"
+
+
+def test_a_call_that_is_cut(server: ApiServer) -> None:
+    server.engine.answer = script(*say(*SAID[:3], finish_reason="length"))
+    [choice] = server.client().chat.completions.create(
+        model=MODEL.model_id, messages=HELLO, tools=[WEATHER], tool_choice="auto"
+    ).choices  # fmt: skip
+    assert choice.finish_reason == "length"
+    assert choice.message.tool_calls[0].function.arguments == '{"at": "s'

@@ -11,7 +11,9 @@ from server.api.errors import field_path, invalid_body
 from server.api.protocol import ChatCompletionRequest, ImagePart, TextPart
 from server.errors import InvalidRequest
 
-LIMITS = SimpleNamespace(max_messages=3, max_parts=4, max_choices=4, max_stop_strings=2)
+LIMITS = SimpleNamespace(
+    max_messages=3, max_parts=4, max_choices=4, max_stop_strings=2, max_choice_strings=2, max_tools=2
+)
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -119,11 +121,9 @@ def test_null_is_the_same_as_nothing(name: str) -> None:
         ("prompt_cache_options", {"mode": "explicit"}),
         ("prompt_cache_retention", "24h"),
         ("reasoning_effort", "low"),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {"name": "n"}}),
+        ("guided_json", {"type": "object"}),
+        ("guided_choice", ["a"]),
         ("service_tier", "flex"),
-        ("tool_choice", "auto"),
-        ("tools", [{"type": "function"}]),
         ("verbosity", "low"),
         ("web_search_options", {"search_context_size": "low"}),
     ],
@@ -220,7 +220,7 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": BODY["messages"] * 4}, "messages", "limit_exceeded"),
         ({"messages": ["hi"]}, "messages[0]", "unsupported_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]", "unsupported_value"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0]", "unsupported_value"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_value"),
@@ -236,8 +236,8 @@ def test_unknown_field_is_named(body: Any, param: str) -> None:
         ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
-            "messages[0].tool_calls",
-            "unsupported_parameter",
+            "messages[0].tool_calls[0]",
+            "invalid_type",
         ),
     ],
 )

@@ -152,7 +152,7 @@ def test_logprobs(server: ApiServer) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
-        ({"text": {"format": {"type": "nonsense"}}}, "text.format", "unsupported_parameter"),
+        ({"text": {"format": {"type": "nonsense"}}}, "text.format", "unsupported_value"),
         ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
         ({"reasoning": {"effort": "low"}}, "reasoning", "unsupported_parameter"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),

@@ -3,14 +3,17 @@
 import queue
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
 from model.step import SamplingParams
 from server.engine.channel import Abort, Crop, Pixels, Sampling, Shutdown, Stamps, Submit
-from server.engine.loop import HEARTBEAT_S, MAX_FAILED_STEPS, EngineLoop
+from server.engine.grammar import GrammarError
+from server.engine.loop import COMPILE_POLL_S, HEARTBEAT_S, MAX_FAILED_STEPS, EngineLoop
 from tests.support.builders import CROP_QUERIES, FakeArena, crop_pixels, make_crops, make_limits, without_pixels
 from tests.support.fake_runner import CROP_BYTES, ENCODE_BLOCK_S, FakeRunner, digest, expected_ids, make_info
+from tests.support.vocabularies import EOS, LETTERS, small_vocabulary
 
 GREEDY = Sampling(0.0, 1.0, None, 1.0, 0.0, 0.0, None)
 STEP_S = 0.02
@@ -65,6 +68,8 @@ class World:
         self.on_update = lambda update: None
         """Called with each update: what the API process does meanwhile."""
         self.memory = (1000, 2000)
+        self.grammars = {}
+        """What is being compiled, for the test to end it."""
         self.loop = EngineLoop(
             self.runner,
             self.arena.read,
@@ -74,7 +79,11 @@ class World:
             prefix_cache=prefix_cache,
             clock=lambda: self.now,
             read_memory=lambda: self.memory,
+            compile_grammar=self._compile,
         )
+
+    def _compile(self, grammar):
+        return self.grammars.setdefault(grammar, Future())
 
     def _receive(self, update):
         self.updates.append(update)
@@ -452,6 +461,7 @@ def test_it_wakes_up_for_a_command_from_another_thread():
         prefix_cache=True,
         clock=time.monotonic,
         read_memory=lambda: (0, 0),
+        compile_grammar=small_vocabulary().compile,
     )
     thread = threading.Thread(target=loop.run)
     thread.start()
@@ -461,3 +471,81 @@ def test_it_wakes_up_for_a_command_from_another_thread():
     thread.join(timeout=60)
     assert not thread.is_alive()
     assert [tokens.finish_reason for tokens in update.tokens] == ["length"]
+
+
+GRAMMAR = 'start: "abc" | "cab"'
+
+
+class TestGrammars:
+    def world(self, **changes):
+        return World(vocab_size=len(LETTERS), num_heartbeats=3, **changes)
+
+    def submit(self, world, request_id=0, **changes):
+        return world.submit(request_id, grammar=GRAMMAR, max_tokens=9, eos_id=EOS, **changes)
+
+    def text(self, world, request_id=0, choice=0):
+        return b"".join(LETTERS[token_id] for token_id in world.ids(request_id, choice))
+
+    def test_a_request_begins_when_its_grammar_is_compiled(self):
+        world = self.world()
+        self.submit(world, seeds=[0, 1])
+        other = world.submit(1)
+        # The other one, which has no grammar, is answered meanwhile.
+        done = threading.Event()
+
+        def compiled(update):
+            if len(world.ids(1)) == 4 and not done.is_set():
+                done.set()
+                assert world.ids(0) == []
+                world.grammars[GRAMMAR].set_result(small_vocabulary().compile(GRAMMAR))
+
+        world.on_update = compiled
+        world.run()
+        assert len(world.ids(1)) == other.max_tokens
+        for choice in range(2):
+            assert self.text(world, choice=choice) in (b"abc", b"cab")
+        assert [tokens.finish_reason for tokens in world.tokens if tokens.finish_reason] == ["length", "stop", "stop"]
+        # It had arrived long before.
+        assert {tokens.stamps.arrived for tokens in world.tokens if tokens.request_id == 0} == {100.0}
+
+    def test_an_idle_engine_looks_often_while_it_compiles(self):
+        world = self.world()
+        self.submit(world)
+        world.run()
+        assert world.tokens == []
+        assert world.now == pytest.approx(100 + 4 * COMPILE_POLL_S)
+
+    def test_a_request_that_is_aborted_meanwhile(self):
+        world = self.world()
+        self.submit(world, crops=[(0, 7)], prompt_ids=range(9))
+        self.submit(world, 1)
+        world.inbox.commands.append(Abort(0, None))
+
+        def get(*, timeout, get=world.inbox.get):
+            if timeout and GRAMMAR in world.grammars and not world.grammars[GRAMMAR].done():
+                world.grammars[GRAMMAR].set_result(small_vocabulary().compile(GRAMMAR))
+            return get(timeout=timeout)
+
+        world.inbox.get = get
+        world.run()
+        assert world.ids(0) == []
+        assert self.text(world, 1) in (b"abc", b"cab")
+        assert world.arena.offsets == set()
+
+    def test_a_grammar_that_cannot_be_compiled_ends_its_request(self):
+        world = self.world()
+        self.submit(world, seeds=[0, 1], crops=[(0, 7)], prompt_ids=range(9))
+        world.submit(1)
+
+        def fail(update):
+            if not world.grammars[GRAMMAR].done():
+                world.grammars[GRAMMAR].set_exception(GrammarError("too large"))
+
+        world.on_update = fail
+        world.run()
+        ends = [
+            (tokens.request_id, tokens.choice, tokens.finish_reason) for tokens in world.tokens if not tokens.tokens
+        ]
+        assert ends == [(0, 0, "off_grammar"), (0, 1, "off_grammar")]
+        assert len(world.ids(1)) == 4
+        assert world.arena.offsets == set()
