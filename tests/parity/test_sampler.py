@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from model.runtime.sampler import Sampler, distribution
-from model.step import SamplingParams, StateStart, mask_bytes
+from model.step import SamplingParams, StateFork, StateStart, mask_bytes
 
 CPU = torch.device("cpu")
 START_ID = 1
@@ -336,3 +336,54 @@ def test_each_draw_of_a_draft_has_its_own_mask():
     assert drawn[2].token_id in (11, 12)
     drawn = sampler.draw(scores, [0, 0, 0], [0.0] * 3, [None, 9, 8], masks)
     assert [one and one.token_id for one in drawn] == [9, 10, None]
+
+
+def make_beams(params, *texts):
+    sampler = make_sampler(*[params] * len(texts))
+    for slot, ids in enumerate(texts):
+        sampler.start(StateStart(slot, params, ids))
+    return sampler
+
+
+def test_beams_take_over_counts_and_biases_and_may_change_places():
+    """Two of three beams go on from the second, one from the first; the fourth slot is another sequence's."""
+    params = SamplingParams(
+        repetition_penalty=1.2,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias=((9, 3.0),),
+        min_tokens=3,
+        end_ids=(2,),
+    )
+    sampler = make_beams(params, (3, 3), (5, 5), (7, 7), (8,))
+    sampler.fork([StateFork(0, 1, 4), StateFork(1, 0, 5), StateFork(2, 1, 5)])
+    fresh = make_beams(params, (5, 5, 4), (3, 3, 5), (5, 5, 5), (8,))
+    scores = random_scores(4)
+    scores[:, 2] = 50.0
+    best = sampler.best(scores, [0, 1, 2, 3], [6, 6, 6, 2])
+    assert best == fresh.best(scores, [0, 1, 2, 3], [6, 6, 6, 2])
+    assert [len(one) for one in best] == [6, 6, 6, 2]
+    values, ids = fresh.penalised(scores.log_softmax(-1), [0, 1, 2, 3]).topk(6)
+    assert [[one.token_id for one in row] for row in best[:3]] == ids[:3].tolist()
+    assert [[one.logprob for one in row] for row in best[:3]] == values[:3].tolist()
+    # The end has been waited for by all but the last.
+    assert [row[0].token_id == 2 for row in best] == [True, True, True, False]
+
+
+def test_a_beam_inherits_nothing_from_who_had_its_slot_before():
+    sampler = make_beams(SamplingParams(presence_penalty=9.0, logit_bias=((4, 90.0),)), (3,), (3,))
+    sampler.start(StateStart(0, SamplingParams(), ()))
+    sampler.fork([StateFork(0, 0, 6), StateFork(1, 0, 7)])
+    scores = random_scores(1).expand(2, -1)
+    first, second = sampler.best(scores, [0, 1], [4, 4])
+    assert first == second
+    assert [one.token_id for one in first] == scores[0].topk(4).indices.tolist()
+
+
+def test_of_scores_that_are_not_numbers_ids_come_all_the_same():
+    sampler = make_beams(SamplingParams(), (), ())
+    scores = random_scores(2)
+    scores[0] = math.nan
+    broken, whole = sampler.best(scores, [0, 1], [4, 4])
+    assert all(0 <= one.token_id < 500 and one.logprob == -math.inf for one in broken)
+    assert [one.token_id for one in whole] == scores[1].topk(4).indices.tolist()
