@@ -4,38 +4,16 @@ python -m scripts.api_reference
 """
 
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
-from server.api.admission import Admission
-from server.api.app import create_app
-from server.api.auth import KeyRing
-from server.api.completion_protocol import OF_CHAT_ALONE, CompletionRequest
-from server.api.protocol import ChatCompletionRequest
-from server.api.remote_images import RemoteImages
-from server.api.responses_protocol import ResponsesRequest
-from server.api.tokenize import DetokenizeRequest, TokenizeRequest
+from server.api.openapi import OPERATIONS, openapi_document
 from server.api.wire import NotSupported, WireModel
-from server.engine.client import Engine
-from server.metrics import Metrics
-from server.settings import Settings
-from server.version import VERSION
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api-reference.md"
-
-BODIES: dict[str, type[BaseModel]] = {
-    "/v1/chat/completions": ChatCompletionRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/responses": ResponsesRequest,
-    "/tokenize": TokenizeRequest,
-    "/detokenize": DetokenizeRequest,
-}
-"""What the routes that take a body read it as. They read it themselves, under limits, so FastAPI does not know."""
 
 HEAD = """# API reference
 
@@ -47,53 +25,22 @@ there, and `null` is the same as leaving one out. What a field "of its own form"
 """
 
 
-def openapi() -> dict[str, Any]:
-    """The server's OpenAPI document, with the bodies that its routes take."""
-    settings = Settings()
-    metrics = Metrics(version=VERSION)
-    # No request is answered, so nothing is asked of the engine.
-    engine = cast(Engine, object())
-    app = create_app(
-        settings,
-        engine,
-        admission=Admission(engine, max_requests=settings.max_requests),
-        metrics=metrics,
-        keys=KeyRing(),
-        remote_images=RemoteImages(settings, metrics),
-    )
-    with warnings.catch_warnings():
-        # GET and HEAD of one function have one name.
-        warnings.filterwarnings("ignore", message="Duplicate Operation ID")
-        document: dict[str, Any] = app.openapi()
-    _, schemas = models_json_schema(
-        [(body, "validation") for body in BODIES.values()], ref_template="#/components/schemas/{model}"
-    )
-    document["components"] = {"schemas": schemas["$defs"]}
-    for path, body in BODIES.items():
-        reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-        document["paths"][path]["post"]["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": reference}},
-        }
-    return document
-
-
 def page() -> str:
     """The whole text of docs/api-reference.md."""
-    document = openapi()
+    document = openapi_document()
     schemas = document["components"]["schemas"]
     models = {model.__name__: model for model in _subclasses(WireModel)}
+    bodies = {one.path: one.body for one in OPERATIONS if one.body is not None}
     lines = [HEAD]
     for path, operations in document["paths"].items():
         lines += _route(path, operations)
-        if path in BODIES:
-            lines += _fields(schemas[BODIES[path].__name__], BODIES[path])
-        if path == "/v1/completions":
-            left_out = ", ".join(f"`{name}`" for name in sorted(OF_CHAT_ALONE))
-            lines.append(f"Besides, the fields of chat completions, without {left_out}.\n")
+        if path in bodies:
+            lines += _fields(schemas[bodies[path].__name__], bodies[path])
+        for media_type, content in operations.get("post", {}).get("requestBody", {"content": {}})["content"].items():
+            if media_type == "multipart/form-data":
+                lines += _fields(content["schema"], None)
     lines.append("## Objects in bodies\n")
-    bodies = {body.__name__ for body in BODIES.values()}
-    for name in sorted(schemas.keys() - bodies):
+    for name in sorted(schemas.keys() - {body.__name__ for body in bodies.values()}):
         lines.append(f"### {name}\n")
         if "description" in schemas[name]:
             lines.append(_one_line(schemas[name]["description"]) + "\n")

@@ -6,6 +6,9 @@ from typing import Literal
 from model.step import SamplingParams
 from server.demonstration import Demonstration
 
+Sampling = SamplingParams
+"""How an id is chosen, in the engine's own words, for layers that do not reach into `model`."""
+
 SCORING = SamplingParams(num_logprobs=0)
 """Of answers that are given: nothing is left to draw."""
 

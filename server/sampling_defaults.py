@@ -28,6 +28,11 @@ def sampling_defaults(release: Release, whose: Literal["vendor", "openai"]) -> t
     return (sampling if whose == "vendor" else _OPENAI_SAMPLING), max_tokens
 
 
+def beam_sampling(repetition_penalty: float) -> SamplingParams:
+    """Of a request that searches: nothing is drawn, and a single beam is greedy."""
+    return SamplingParams(repetition_penalty=repetition_penalty)
+
+
 def default_beam_penalty(whose: Literal["vendor", "openai"]) -> float:
     """The repetition penalty of a request that searches with beams and names none."""
     return VENDOR_BEAM_PENALTY if whose == "vendor" else 1.0

@@ -27,7 +27,7 @@ OF_CHAT_ALONE = frozenset(
         ),
         *("moderation", "parallel_tool_calls", "prediction", "prompt_cache_options", "prompt_cache_retention"),
         *("reasoning_effort", "response_format", "safety_identifier", "service_tier", "store", "tool_choice", "tools"),
-        *("top_logprobs", "verbosity", "web_search_options"),
+        *("max_slices", "score_choices", "top_logprobs", "verbosity", "web_search_options"),
     }
 )
 """Fields of a chat completion that do not exist here; whatever else it has is how an answer is drawn."""

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from model.step import SamplingParams
 from server.api.protocol import ChatCompletionRequest
 from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_PARAMETER, UNSUPPORTED_VALUE
 from server.errors import InvalidRequest
-from server.request import Beams, ModelInfo
-from server.sampling_defaults import VENDOR_BEAM_PENALTY, VENDOR_BEAMS, sampling_defaults
+from server.request import Beams, ModelInfo, Sampling
+from server.sampling_defaults import VENDOR_BEAM_PENALTY, VENDOR_BEAMS, beam_sampling, sampling_defaults
 from server.settings import Settings
 
 
@@ -32,7 +31,7 @@ def check_decoding(wire: ChatCompletionRequest, settings: Settings) -> None:
         raise _refusal("n", f"must not exceed the number of beams, {num_beams}", INVALID_VALUE)
 
 
-def decoding_of(wire: ChatCompletionRequest, model: ModelInfo) -> tuple[SamplingParams, Beams | None]:
+def decoding_of(wire: ChatCompletionRequest, model: ModelInfo) -> tuple[Sampling, Beams | None]:
     """What the engine is told. `check_decoding` has found nothing wrong.
 
     A single beam is what the reference takes it for: greedy, with the penalty of its beams.
@@ -47,7 +46,7 @@ def decoding_of(wire: ChatCompletionRequest, model: ModelInfo) -> tuple[Sampling
     # What would be drawn from plays no part, and has been seen to be off.
     drawn = {"temperature", "top_p", "top_k", "min_p"}
     kept = {name: value for name, value in given.items() if name not in drawn}
-    sampling = replace(SamplingParams(repetition_penalty=penalty), **kept)
+    sampling = replace(beam_sampling(penalty), **kept)
     num_beams = _num_beams(wire)
     if num_beams == 1:
         return sampling, None

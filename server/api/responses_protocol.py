@@ -15,7 +15,7 @@ OF_CHAT_ALONE = frozenset(
     {
         *("audio", "function_call", "functions", "logprobs", "max_completion_tokens", "max_tokens", "messages"),
         *("modalities", "n", "prediction", "reasoning_effort", "response_format", "return_token_ids", "verbosity"),
-        "web_search_options",
+        *("score_choices", "web_search_options"),
     }
 )
 """Fields of a chat completion that are called otherwise here, or do not exist."""

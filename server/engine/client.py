@@ -14,8 +14,9 @@ from model.tokenizer import Tokenizer
 from server.engine.channel import EngineConfig, Ready, Stats
 from server.engine.grammar_check import GrammarChecker
 from server.engine.picture_workers import Pixels, WorkerLimits
-from server.engine.prepare import EngineLimits, Picture, PreparedRequest, Preparer, PromptPlan
+from server.engine.prepare import Picture, PreparedRequest, Preparer, PromptPlan
 from server.engine.process import WORKER_MODULE, EngineProcess
+from server.engine.room import EngineLimits
 from server.engine.session import EngineSession
 from server.engine.supervisor import EngineState, Supervisor
 from server.engine.waiting_line import WaitingLine

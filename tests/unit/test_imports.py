@@ -99,7 +99,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "worker": (("server.engine.worker",), ("compile", "grammar", "schedule", "runtime", "messages", "words", "model")),
     # The API process's half of the engine, and its front.
     "prepare": (
-        ("server.engine.picture_workers", "server.engine.pictures", "server.engine.prepare"),
+        ("server.engine.picture_workers", "server.engine.pictures", "server.engine.prepare", "server.engine.room"),
         ("messages", "words", "model"),
     ),
     "watch": (

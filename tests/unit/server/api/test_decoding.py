@@ -7,6 +7,7 @@ import pytest
 
 from model.step import SamplingParams
 from server.api.convert import read_pictures, to_generation_request
+from server.api.file_store import FileStore, StoredPictures
 from server.api.protocol import ChatCompletionRequest
 from server.errors import InvalidRequest
 from server.request import Beams, GenerationRequest
@@ -16,13 +17,14 @@ from tests.support.fake_engine import MODEL as FAKE_MODEL
 MODEL = replace(FAKE_MODEL, default_beam_penalty=1.2)
 OPENAI = replace(FAKE_MODEL, default_sampling=SamplingParams(temperature=1.0), default_beam_penalty=1.0)
 SETTINGS = Settings(max_beams=6)
+NO_FILES = StoredPictures(FileStore(max_bytes=0, max_files=1))
 PENALISED = SamplingParams(repetition_penalty=1.2)
 
 
 def convert(settings: Settings = SETTINGS, model: Any = MODEL, **fields: Any) -> GenerationRequest:
     body = {"model": model.model_id, "messages": [{"role": "user", "content": "hi"}]} | fields
     wire = ChatCompletionRequest.model_validate(body, context=settings)
-    read_pictures(wire, model=model, settings=settings)
+    read_pictures(wire, model=model, settings=settings, files=NO_FILES)
     return to_generation_request(wire, {}, request_id="id", model=model)
 
 

@@ -117,7 +117,6 @@ def test_failure_of_this_request_alone(server: ApiServer) -> None:
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/docs", 404, "not_found"),
-        ("GET", "/openapi.json", 404, "not_found"),
     ],
 )
 def test_paths_and_methods(server: ApiServer, method: str, path: str, status: int, code: str) -> None:

@@ -15,7 +15,8 @@ from server.engine.beam_planner import BeamPlanner
 from server.engine.beam_search import BeamParams
 from server.engine.blocks import BlockPool
 from server.engine.pictures import PictureIndex
-from server.engine.prepare import EngineLimits, Preparer, choice_seeds
+from server.engine.prepare import Preparer, choice_seeds
+from server.engine.room import EngineLimits
 from server.errors import ContextOverflow, InvalidImage, InvalidRequest
 from server.image import ImageLimits, inspect_image
 from server.request import Beams, ImageInput, Message, RawPrompt
