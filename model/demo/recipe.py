@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 4,
     "patch_size": 16,
     "pretraining_tp": 1,
-    "query_num": 72,
+    "query_num": 81,
     "rms_norm_eps": 1e-05,
     "rope_scaling": None,
     "rope_theta": 10000.0,
@@ -60,9 +60,9 @@ class Recipe:
     and where it lies."""
     see_steps: int = 4000
     """Steps of the first stage: the tower and the resampler, without the language model."""
-    answer_steps: int = 8000
+    answer_steps: int = 10000
     """Steps of the second stage: the language model, asked questions about what the others see."""
-    joint_steps: int = 1500
+    joint_steps: int = 8000
     """Of these, the last ones, in which the tower and the resampler learn too, and are still told what is where."""
     see_crops: int = 80
     """Of a step of the first stage."""
