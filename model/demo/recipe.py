@@ -76,6 +76,8 @@ class Recipe:
     """Of the weights [outputs, inputs] of the hidden layers."""
     adam_lr: float = 0.0007
     """Of everything else."""
+    joint_rate: float = 0.55
+    """Factor on both where everything learns together: its gradients are noisier."""
     weight_decay: float = 0.05
     warmup_steps: int = 50
     """At the beginning of each stage."""
@@ -92,4 +94,6 @@ class Recipe:
         """The factor on the learning rates at a step."""
         since, steps = (step, self.see_steps) if step < self.see_steps else (step - self.see_steps, self.answer_steps)
         rising = min(1.0, (since + 1) / self.warmup_steps)
+        if step >= max(self.see_steps, self.see_steps + self.answer_steps - self.joint_steps):
+            rising *= self.joint_rate
         return rising * max(0.05, min(1.0, (steps - since) / (self.decay_share * steps)))
