@@ -20,7 +20,7 @@ from model.config import ModelConfig, SlicingConfig
 from model.demo.draw import Drawing, draw_both, draw_page, draw_shapes, draw_text
 from model.demo.fonts import Fonts, find_fonts
 from model.demo.phrases import Language
-from model.demo.questions import Exchange, about, without_picture
+from model.demo.questions import Exchange, about, about_absent, without_picture
 from model.demo.recipe import Recipe
 from model.demo.scene import Scene
 from model.demo.targets import Targets, overview_targets, slice_targets, together
@@ -162,7 +162,10 @@ class _Maker:
         drawings = self._draw(size, max(2, count), _ASKED_ABOUT)
         talks = []
         for drawing in drawings:
-            exchanges = about(drawing.scene, self._language(), self.rng)
+            language = self._language()
+            exchanges = about(drawing.scene, language, self.rng)
+            if drawing.scene.shapes:
+                exchanges += about_absent(drawing.scene, language, self.rng)
             talks.append(self._talk(self._converse(exchanges), plan))
         return self._lesson(talks, plan, self._groups(drawings, plan), self._pages() if with_pages else ())
 

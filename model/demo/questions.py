@@ -30,6 +30,15 @@ def about(scene: Scene, language: Language, rng: random.Random) -> list[Exchange
     return [*asker.text(), *asker.shapes(), *asker.places(), *asker.whole()]
 
 
+def about_absent(scene: Scene, language: Language, rng: random.Random, count: int = 2) -> list[Exchange]:
+    """Whether there are shapes, and how many, of `count` kinds that the picture does not show."""
+    say = words(language)
+    asker = _Asker(scene, say, rng)
+    absent = [kind for kind in SHAPES if kind not in {shape.kind for shape in scene.shapes}]
+    chosen = rng.sample(absent, min(count, len(absent)))
+    return [exchange for kind in chosen for exchange in asker.kind(kind, 0)]
+
+
 def without_picture(language: Language, rng: random.Random) -> list[Exchange]:
     """What can be asked when no picture was sent: the same questions, and small talk."""
     say = words(language)
@@ -93,11 +102,16 @@ class _Asker:
                 )
         asked = {self.rng.choice(shapes).kind, self.rng.choice(SHAPES)}
         for kind in sorted(asked):
-            yield Exchange(self._ask("num_kind", shapes=say.plurals[kind]), say.count(kinds[kind]), "count")
-            yield Exchange(self._ask("is_there", shape=say.a_shape[kind]), say.there_is(bool(kinds[kind])), "shape")
+            yield from self.kind(kind, kinds[kind])
         colour = self.rng.choice(shapes).colour
         question = self._ask("num_colour", colour=say.colours[colour])
         yield Exchange(question, say.count(colours[colour]), "count")
+
+    def kind(self, kind: str, count: int) -> Iterator[Exchange]:
+        """How many shapes of the kind there are, and whether there are any."""
+        say = self.say
+        yield Exchange(self._ask("num_kind", shapes=say.plurals[kind]), say.count(count), "count")
+        yield Exchange(self._ask("is_there", shape=say.a_shape[kind]), say.there_is(bool(count)), "shape")
 
     def places(self) -> Iterator[Exchange]:
         shapes, say = self.scene.shapes, self.say

@@ -134,7 +134,7 @@ class Scene(BaseModel):
 
 def test_pydantic_models_with_parse_and_stream(demo: ServerProcess) -> None:
     client = demo.client()
-    fields = {"model": "tiny", "messages": about_shapes("What is there?"), "max_tokens": 300, "seed": 1}
+    fields = {"model": "tiny", "messages": about_shapes("What is there?"), "max_tokens": 1500, "seed": 1}
     parsed = client.chat.completions.parse(**fields, response_format=Scene).choices[0].message.parsed
     assert isinstance(parsed, Scene)
     with client.chat.completions.stream(**fields, response_format=Scene) as stream:
@@ -237,7 +237,7 @@ def test_instructor(demo: ServerProcess) -> None:
     instructor = pytest.importorskip("instructor")
     client = instructor.from_openai(demo.client().with_options(timeout=600), mode=instructor.Mode.JSON_SCHEMA)
     scene = client.chat.completions.create(
-        model="tiny", messages=about_shapes("What is there?"), response_model=Scene, max_tokens=300, max_retries=0
+        model="tiny", messages=about_shapes("What is there?"), response_model=Scene, max_tokens=1500, max_retries=0
     )
     assert isinstance(scene, Scene)
 
@@ -245,7 +245,7 @@ def test_instructor(demo: ServerProcess) -> None:
 def test_langchain(demo: ServerProcess) -> None:
     langchain = pytest.importorskip("langchain_openai")
     model = langchain.ChatOpenAI(
-        model="tiny", base_url=f"{demo.url}/v1", api_key="none", max_tokens=300, max_retries=0
+        model="tiny", base_url=f"{demo.url}/v1", api_key="none", max_tokens=1500, max_retries=0
     ).with_structured_output(Scene, method="json_schema")
     url = f"data:image/png;base64,{base64.b64encode(SHAPES.read_bytes()).decode()}"
     content = [{"type": "text", "text": "What is there?"}, {"type": "image_url", "image_url": {"url": url}}]
@@ -333,7 +333,7 @@ def test_calls_and_results_go_round(demo: ServerProcess) -> None:
 def test_langchain_tools(demo: ServerProcess) -> None:
     langchain = pytest.importorskip("langchain_openai")
     model = langchain.ChatOpenAI(
-        model="tiny", base_url=f"{demo.url}/v1", api_key="none", max_tokens=300, max_retries=0
+        model="tiny", base_url=f"{demo.url}/v1", api_key="none", max_tokens=1500, max_retries=0
     ).with_structured_output(Scene, method="function_calling")
     assert isinstance(model.invoke("What is there?"), Scene)
 

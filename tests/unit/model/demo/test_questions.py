@@ -5,7 +5,7 @@ import random
 import pytest
 
 from model.demo.phrases import words
-from model.demo.questions import about, without_picture
+from model.demo.questions import about, about_absent, without_picture
 from model.demo.scene import Scene, Shape
 
 SHAPES = Scene(
@@ -127,3 +127,11 @@ def test_no_placeholder_is_left_open():
             for seed in range(40):
                 for exchange in about(scene, language, random.Random(seed)):
                     assert not set("{}") & set(exchange.question + exchange.answer)
+
+
+def test_what_a_picture_does_not_show_is_asked_about_too():
+    scene = Scene(128, 128, "white", shapes=[Shape("star", "red", 0.5, 0.5, 40)])
+    exchanges = about_absent(scene, "en", random.Random(1), count=7)
+    assert {exchange.answer for exchange in exchanges} == {"No.", "Zero."}
+    assert len(exchanges) == 14
+    assert not any("star" in exchange.question for exchange in exchanges)
