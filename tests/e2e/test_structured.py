@@ -121,12 +121,12 @@ def test_greedy_streamed_penalised_and_again(demo: ServerProcess) -> None:
     assert demo.metric("minicpmv_speculation_accepted_tokens_total") > 0
 
 
-class Shape(BaseModel):
+class Shape(BaseModel, extra="forbid"):
     kind: Literal["circle", "square", "triangle"]
     colours: list[Literal["red", "green", "blue"]] = Field(max_length=2)
 
 
-class Scene(BaseModel):
+class Scene(BaseModel, extra="forbid"):
     title: str = Field(max_length=20)
     shapes: list[Shape] = Field(max_length=2)
     is_large: bool
