@@ -6,10 +6,10 @@ What a field asks for is judged where it is judged for a chat completion: here s
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, FailFast, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_PARAMETER, NotSupported, WireModel
+from server.api.wire import INVALID_VALUE, UNSUPPORTED_PARAMETER, NotSupported, WireModel, length_limit
 
 OF_CHAT_ALONE = frozenset(
     {
@@ -21,18 +21,6 @@ OF_CHAT_ALONE = frozenset(
 """Fields of a chat completion that are called otherwise here, or do not exist."""
 
 LOGPROBS = "message.output_text.logprobs"
-
-
-def _length_limit(setting: str) -> BeforeValidator:
-    def check(value: Any, info: ValidationInfo) -> Any:
-        limit: int = getattr(info.context, setting)
-        if isinstance(value, list) and len(value) > limit:
-            raise PydanticCustomError(
-                LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": limit}
-            )
-        return value
-
-    return BeforeValidator(check)
 
 
 def _as_parts(value: Any) -> Any:
@@ -77,7 +65,7 @@ class ContentPart(WireModel):
 class InputItem(WireModel):
     """A message, or an answer's message as it was received."""
 
-    content: Annotated[list[ContentPart], FailFast(), _length_limit("max_parts"), BeforeValidator(_as_parts)]
+    content: Annotated[list[ContentPart], FailFast(), length_limit("max_parts"), BeforeValidator(_as_parts)]
     """A string is the same as one text part."""
     role: Literal["user", "assistant", "system", "developer"]
     type: Literal["message"] | None = None
@@ -103,7 +91,7 @@ class ResponsesRequest(WireModel):
     context_management: NotSupported = None
     conversation: NotSupported = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
-    input: Annotated[list[InputItem], FailFast(), _length_limit("max_messages"), BeforeValidator(_as_items)]
+    input: Annotated[list[InputItem], FailFast(), length_limit("max_messages"), BeforeValidator(_as_items)]
     """A string is the same as one message of the user's."""
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None

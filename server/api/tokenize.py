@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BeforeValidator, FailFast, model_validator
+from pydantic import FailFast, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.convert import check_model
@@ -11,7 +11,7 @@ from server.api.errors import json_response
 from server.api.field_names import named_as
 from server.api.intake import Intake
 from server.api.render import usage_object
-from server.api.wire import INVALID_VALUE, LIMIT_EXCEEDED, NotSupported, WireModel
+from server.api.wire import INVALID_VALUE, NotSupported, WireModel, length_limit
 from server.engine.client import Engine
 from server.engine.prepare import PromptPlan
 from server.errors import InvalidRequest
@@ -19,14 +19,6 @@ from server.request import GenerationRequest, RawPrompt
 
 MAX_TOKEN_IDS = 2**16
 """Of one list: many times the longest context, and a bound on what is looked at before that is known."""
-
-
-def _length_limit(value: Any) -> Any:
-    if isinstance(value, list) and len(value) > MAX_TOKEN_IDS:
-        raise PydanticCustomError(
-            LIMIT_EXCEEDED, "has {count} entries; the limit is {limit}", {"count": len(value), "limit": MAX_TOKEN_IDS}
-        )
-    return value
 
 
 class TokenizeRequest(WireModel):
@@ -62,7 +54,7 @@ class TokenizeRequest(WireModel):
 
 class DetokenizeRequest(WireModel):
     model: str | None = None
-    tokens: Annotated[list[int], FailFast(), BeforeValidator(_length_limit)]
+    tokens: Annotated[list[int], FailFast(), length_limit(MAX_TOKEN_IDS)]
 
 
 def tokenize_router(intake: Intake) -> APIRouter:

@@ -78,7 +78,6 @@ class Detokenizer:
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._skip_special_tokens = skip_special_tokens
-        self._strips = strips
         # Invalid bytes come out as one surrogate each, which become one U+FFFD each, as in sentencepiece; Python's own
         # "replace" would make one U+FFFD of several.
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
