@@ -23,12 +23,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from server.api.wire import INVALID_TYPE, INVALID_VALUE, LIMIT_EXCEEDED, UNSUPPORTED_VALUE, NotSupported, WireModel
-from server.api.wire import by as _by
-from server.api.wire import length_limit as _length_limit
-from server.api.wire import only as _only
-from server.api.wire_structured import ResponseFormat, StructuredOutputs
-from server.api.wire_structured import moved_to as _moved_to
+from server.api.wire import (
+    INVALID_TYPE,
+    INVALID_VALUE,
+    LIMIT_EXCEEDED,
+    UNSUPPORTED_VALUE,
+    NotSupported,
+    WireModel,
+    by,
+    length_limit,
+    only,
+)
+from server.api.wire_structured import ResponseFormat, StructuredOutputs, moved_to
 from server.api.wire_tools import FunctionTool, ToolCall, ToolChoice
 
 MAX_STOP_TOKEN_IDS = 128
@@ -109,18 +115,18 @@ def _as_list(value: Any) -> Any:
 
 _Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")] | Annotated[FilePart, Tag("<file>")],
-    _by("type", "'text', 'image_url' or 'file'"),
+    by("type", "'text', 'image_url' or 'file'"),
 ]
 # In an earlier answer; that pictures cannot stand there is said later, as for the system's messages.
 _AnswerPart = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[ImagePart, Tag("<image_url>")]
     | Annotated[RefusalPart, Tag("<refusal>")],
-    _by("type", "'text' or 'refusal'"),
+    by("type", "'text' or 'refusal'"),
 ]
 # A string is the same as one text part. Validators in `Annotated` run from the last to the first.
 Content = Annotated[
-    list[_Part], Field(min_length=1), FailFast(), _length_limit("max_parts"), BeforeValidator(_as_list_of_parts)
+    list[_Part], Field(min_length=1), FailFast(), length_limit("max_parts"), BeforeValidator(_as_list_of_parts)
 ]
 
 
@@ -128,7 +134,7 @@ AnswerContent = Annotated[
     list[_AnswerPart] | None,
     Field(min_length=1),
     FailFast(),
-    _length_limit("max_parts"),
+    length_limit("max_parts"),
     BeforeValidator(_as_list_of_parts),
 ]
 Name = Annotated[str | None, Field(max_length=256)]
@@ -158,7 +164,7 @@ class AssistantMessage(WireModel):
     name: Name = None
     refusal: str | None = None
     """The answer, where it is one that refuses."""
-    tool_calls: Annotated[list[ToolCall] | None, FailFast(), _length_limit("max_parts")] = None
+    tool_calls: Annotated[list[ToolCall] | None, FailFast(), length_limit("max_parts")] = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -182,12 +188,12 @@ WireMessage = Annotated[
     | Annotated[UserMessage, Tag("<user>")]
     | Annotated[AssistantMessage, Tag("<assistant>")]
     | Annotated[ToolMessage, Tag("<tool>")],
-    _by("role", "'system', 'developer', 'user', 'assistant' or 'tool'"),
+    by("role", "'system', 'developer', 'user', 'assistant' or 'tool'"),
 ]
 
 
 class StreamOptions(WireModel):
-    include_obfuscation: Annotated[bool | None, _only(False)] = None
+    include_obfuscation: Annotated[bool | None, only(False)] = None
     include_usage: bool | None = None
 
 
@@ -244,11 +250,11 @@ class RepetitionDetection(WireModel):
 
 
 class ChatCompletionRequest(WireModel):
-    messages: Annotated[list[WireMessage], Field(min_length=1), FailFast(), _length_limit("max_messages")]
+    messages: Annotated[list[WireMessage], Field(min_length=1), FailFast(), length_limit("max_messages")]
     model: str
     audio: NotSupported = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    function_call: Annotated[str | None, _only("none")] = None
+    function_call: Annotated[str | None, only("none")] = None
     functions: NotSupported = None
     logit_bias: Annotated[dict[int, float] | None, PlainValidator(_read_logit_bias)] = None
     """Ids of the vocabulary and what is added to their scores."""
@@ -257,7 +263,7 @@ class ChatCompletionRequest(WireModel):
     max_tokens: Annotated[int | None, Field(ge=1, lt=2**31)] = None
     metadata: Annotated[dict[str, str] | None, BeforeValidator(_metadata_limit)] = None
     """Accepted; nothing is stored. So are user, store, safety_identifier and prompt_cache_key."""
-    modalities: Annotated[list[str] | None, _only(["text"])] = None
+    modalities: Annotated[list[str] | None, only(["text"])] = None
     moderation: NotSupported = None
     n: Annotated[int | None, Field(ge=1), AfterValidator(_choices_limit)] = None
     parallel_tool_calls: bool | None = None
@@ -266,16 +272,16 @@ class ChatCompletionRequest(WireModel):
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     prompt_cache_key: str | None = None
     prompt_cache_options: NotSupported = None
-    prompt_cache_retention: Annotated[str | None, _only("in_memory")] = None
-    reasoning_effort: Annotated[str | None, _only("none")] = None
+    prompt_cache_retention: Annotated[str | None, only("in_memory")] = None
+    reasoning_effort: Annotated[str | None, only("none")] = None
     response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    service_tier: Annotated[str | None, _only("auto", "default")] = None
+    service_tier: Annotated[str | None, only("auto", "default")] = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]] | None,
         FailFast(),
-        _length_limit("max_stop_strings"),
+        length_limit("max_stop_strings"),
         BeforeValidator(_as_list),
     ] = None
     store: bool | None = None
@@ -284,14 +290,14 @@ class ChatCompletionRequest(WireModel):
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
     tool_choice: ToolChoice | None = None
     tools: Annotated[
-        list[Annotated[Annotated[FunctionTool, Tag("<function>")], _by("type", "'function'")]] | None,
+        list[Annotated[Annotated[FunctionTool, Tag("<function>")], by("type", "'function'")]] | None,
         FailFast(),
-        _length_limit("max_tools"),
+        length_limit("max_tools"),
     ] = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     user: str | None = None
-    verbosity: Annotated[str | None, _only("medium")] = None
+    verbosity: Annotated[str | None, only("medium")] = None
     web_search_options: NotSupported = None
 
     # Not OpenAI's; named as other servers name them. How those of decoding go together: server.api.decoding.
@@ -327,19 +333,19 @@ class ChatCompletionRequest(WireModel):
     skip_special_tokens: bool | None = None
     """Left out, the text has the names that the vendor's own code leaves in it."""
     stop_token_ids: Annotated[
-        list[Annotated[int, Field(ge=0, lt=2**31)]] | None, FailFast(), _length_limit(MAX_STOP_TOKEN_IDS)
+        list[Annotated[int, Field(ge=0, lt=2**31)]] | None, FailFast(), length_limit(MAX_STOP_TOKEN_IDS)
     ] = None
     top_k: Annotated[int | None, Field(ge=-1, lt=2**31)] = None
     """0 and -1 keep every id."""
     use_beam_search: bool | None = None
 
     # Known from other servers, and not done here.
-    guided_choice: Annotated[None, _moved_to("structured_outputs.choice")] = None
-    guided_decoding_backend: Annotated[None, _moved_to("structured_outputs, which has one backend")] = None
-    guided_grammar: Annotated[None, _moved_to("structured_outputs.grammar")] = None
-    guided_json: Annotated[None, _moved_to("structured_outputs.json, or response_format")] = None
-    guided_regex: Annotated[None, _moved_to("structured_outputs.regex")] = None
-    guided_whitespace_pattern: Annotated[None, _moved_to("structured_outputs.whitespace_pattern")] = None
+    guided_choice: Annotated[None, moved_to("structured_outputs.choice")] = None
+    guided_decoding_backend: Annotated[None, moved_to("structured_outputs, which has one backend")] = None
+    guided_grammar: Annotated[None, moved_to("structured_outputs.grammar")] = None
+    guided_json: Annotated[None, moved_to("structured_outputs.json, or response_format")] = None
+    guided_regex: Annotated[None, moved_to("structured_outputs.regex")] = None
+    guided_whitespace_pattern: Annotated[None, moved_to("structured_outputs.whitespace_pattern")] = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
