@@ -80,18 +80,7 @@ class ServerProcess:
 
     def engine_pids(self) -> Sequence[int]:
         """Process ids of the engine (one, unless it is being replaced)."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
-            if parent == self.process.pid and b"server.engine.worker" in command:
-                found.append(int(entry.name))
-        return found
+        return child_pids(self.process.pid, "server.engine.worker")
 
     def terminate(self) -> None:
         self._is_told_to_end = True
@@ -125,6 +114,22 @@ class ServerProcess:
         if found is None:
             raise AssertionError(f"the server exited with {self.process.returncode}:\n{self.output()}")
         return found[1]
+
+
+def child_pids(parent: int, module: str) -> list[int]:
+    """Process ids of the children of a process that run this module."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            its_parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        if its_parent == parent and module.encode() in command:
+            found.append(int(entry.name))
+    return found
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -23,7 +23,7 @@ from server.request import ImageInput
 from tests.support.engines import IMAGE_LIMITS, make_image
 from tests.support.golden import TINY_V2
 from tests.support.pictures import draw_page, encode
-from tests.support.server_process import wait_until
+from tests.support.server_process import child_pids, wait_until
 
 SLICING = load_config(TINY_V2).slicing
 
@@ -48,18 +48,7 @@ def workers():
 
 def pids():
     """The processes of this test's workers."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if parent == os.getpid() and b"server.image_worker" in command:
-            found.append(int(entry.name))
-    return found
+    return child_pids(os.getpid(), "server.image_worker")
 
 
 def test_pixels_are_those_of_this_process(workers):
